@@ -1,0 +1,80 @@
+"""Checkpoints: atomic, the last two kept, the replay beside the weights."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drama.replay import ReplayBuffer
+
+KEEP = 2
+VERSION = 1
+
+
+def save(run: Path, step: int, state: dict[str, Any], replay: ReplayBuffer) -> Path:
+    """Write `run/checkpoints/step-N/` and drop all but the last two.
+
+    The folder gets its name only once everything in it is on disk, so a kill at any instant leaves the last good one.
+    """
+    parent = run / "checkpoints"
+    parent.mkdir(parents=True, exist_ok=True)
+    for stale in parent.glob(".tmp-*"):
+        shutil.rmtree(stale)
+    final = parent / f"step-{step:09d}"
+    if final.exists():
+        return final
+    folder = parent / f".tmp-{final.name}"
+    folder.mkdir()
+    replay.save(folder / "replay")
+    with (folder / "state.pt").open("wb") as file:
+        torch.save({"version": VERSION, "step": step, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    folder.rename(final)
+    _fsync_folder(parent)
+    for old in list_checkpoints(run)[:-KEEP]:
+        shutil.rmtree(old)
+    return final
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted((run / "checkpoints").glob("step-*"))
+
+
+def latest(run: Path) -> Path:
+    """The newest checkpoint of a run. Raises ValueError where there is none."""
+    if not run.is_dir():
+        raise ValueError(f"{run}: no such run folder")
+    found = list_checkpoints(run)
+    if not found:
+        raise ValueError(f"{run}: holds no checkpoint")
+    return found[-1]
+
+
+def load_state(folder: Path, device: torch.device) -> dict[str, Any]:
+    """Read a checkpoint's `state.pt`. Raises ValueError, naming the file, if it cannot be read."""
+    path = folder / "state.pt"
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: not a readable checkpoint ({reason})") from error
+    if not isinstance(state, dict) or state.get("version") != VERSION:
+        found = state.get("version") if isinstance(state, dict) else None
+        raise ValueError(f"{path}: checkpoint version {found}, this package reads version {VERSION}")
+    return state
+
+
+def _fsync_folder(path: Path) -> None:
+    if os.name == "posix":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

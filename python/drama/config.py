@@ -1,0 +1,349 @@
+"""Every option, in one place: typed dataclasses, three presets, and their JSON form.
+
+The presets are plain values: `paper` holds the numbers of the paper (arXiv 2410.08893), `cpu` is what two cores can
+train in an evening, `debug` runs in seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """The Atari environment."""
+
+    protocol: Literal["standard", "paper"] = "standard"
+    """`standard`: up to 30 no-ops at reset, sampled actions. `paper`: no no-ops, greedy evaluation."""
+    size: int = 64
+    """Height and width of a frame in pixels."""
+    grayscale: bool = False
+    """One channel instead of three."""
+    frame_skip: int = 4
+    """Emulator frames per step; the last two are pooled by maximum."""
+    max_frames: int = 108_000
+    """Emulator frames after which an episode is truncated."""
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The convolutional encoder; the decoder mirrors it."""
+
+    channels: tuple[int, ...] = (16, 32, 48, 64, 64)
+    """Output channels of each convolution."""
+    strides: tuple[int, ...] = (1, 2, 2, 2, 2)
+    """Stride of each convolution, 1 or 2."""
+    kernel: int = 5
+    """Kernel size, odd."""
+    output: Literal["sigmoid", "linear"] = "sigmoid"
+    """The decoder's last activation."""
+    mean_pixel_bias: bool = False
+    """Start the decoder's last bias at the mean pixel of the first frames, which shortens the blank-frame plateau."""
+
+
+@dataclass(frozen=True)
+class LatentConfig:
+    """The categorical latent variables."""
+
+    variables: int = 32
+    """Number of categorical variables."""
+    classes: int = 32
+    """Classes of each variable."""
+    unimix: float = 0.01
+    """Share of the uniform distribution mixed into each."""
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    """The sequence model."""
+
+    backend: str = "mamba2"
+    """Registered name of the backend."""
+    width: int = 512
+    """Width of the model and of its output."""
+    layers: int = 2
+    """Number of residual layers."""
+    state: int = 16
+    """State size of each head."""
+    expand: int = 2
+    """Inner width as a multiple of the width."""
+    head_dim: int = 64
+    """Channels of each head."""
+    groups: int = 1
+    """Groups of heads that share their input and output maps."""
+    conv: int = 4
+    """Width of the causal convolution."""
+    chunk: int = 32
+    """Block length of the parallel form; changes the cost, not the result."""
+
+
+@dataclass(frozen=True)
+class WorldModelConfig:
+    """The world model and its losses."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    latent: LatentConfig = field(default_factory=LatentConfig)
+    sequence: SequenceConfig = field(default_factory=SequenceConfig)
+    head_units: int = 256
+    """Hidden width of the reward and termination heads."""
+    bins: int = 255
+    """Two-hot bins of the reward."""
+    bin_limit: float = 20.0
+    """The bins span [-limit, limit] in symlog space."""
+    dynamics_scale: float = 1.0
+    """Weight of KL(stop(posterior) || prior)."""
+    representation_scale: float = 0.1
+    """Weight of KL(posterior || stop(prior))."""
+    free_bits: float = 1.0
+    """Both KL terms count only above this many nats (batch mean)."""
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """The actor, the critic and their losses."""
+
+    actor_units: int = 256
+    """Width of the actor's layers."""
+    critic_units: int = 512
+    """Width of the critic's layers."""
+    layers: int = 3
+    """Layers of each."""
+    discount: float = 0.985
+    """Discount of one environment step."""
+    lambda_: float = 0.95
+    """Mixing of the lambda-return."""
+    entropy: float = 3e-4
+    """Weight of the entropy bonus."""
+    slow_critic_decay: float = 0.98
+    """EMA decay of the slow critic per update."""
+    return_scale_decay: float = 0.99
+    """EMA decay of the 5 % to 95 % range of returns."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Batches, schedules and optimizers."""
+
+    replay_capacity: int = 100_000
+    """Rows that the replay holds."""
+    start_step: int = 1032
+    """Environment steps with random actions before the first update."""
+    train_every: int = 1
+    """Environment steps per world-model update and agent update."""
+    batch_size: int = 16
+    """Sequences of a world-model batch."""
+    batch_length: int = 128
+    """Steps of a world-model sequence."""
+    imagination_batch: int = 1024
+    """Imagined trajectories per agent update."""
+    context: int = 8
+    """Real steps before the imagination starts."""
+    horizon: int = 16
+    """Imagined steps."""
+    dfs_temperature: float = 10.0
+    """Temperature of the dynamic frequency-based sampling."""
+    world_model_lr: float = 4e-5
+    """Learning rate of the world model (LaProp)."""
+    agent_lr: float = 4e-5
+    """Learning rate of actor and critic (LaProp)."""
+    warmup_updates: int = 1000
+    """Updates over which both learning rates rise linearly."""
+    world_model_clip: float = 1000.0
+    """Gradient-norm limit of the world model."""
+    agent_clip: float = 100.0
+    """Gradient-norm limit of actor and critic."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: bfloat16 autocast on CUDA, and on a CPU that multiplies it in hardware; else float32."""
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What a run writes, and how often."""
+
+    log_every: int = 250
+    """Environment steps between two lines of training metrics."""
+    image_every: int = 10_000
+    """Environment steps between two sets of reconstructions and dreams in TensorBoard."""
+    checkpoint_every: int = 10_000
+    """Environment steps between two checkpoints."""
+    eval_episodes: int = 10
+    """Episodes of the evaluation at the end of a run; 0 leaves it out."""
+    eval_envs: int = 8
+    """Environments that evaluation steps together."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run, resolved."""
+
+    game: str = "Pong"
+    """Name of the Atari game, as in `ALE/<game>-v5`."""
+    preset: str = "paper"
+    """Name of the preset that the values started from."""
+    steps: int = 100_000
+    """Environment steps; one step is `frame_skip` emulator frames."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes CUDA where there is one."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def validate(self) -> None:
+        """Raise ValueError, naming the field, if the values cannot work together."""
+        t, vision = self.train, self.world_model.vision
+        first_batch = max(t.batch_length + t.batch_size, t.context + t.imagination_batch)
+        scale = 2 ** vision.strides.count(2)
+        checks = {
+            f"train.start_step: {t.start_step} rows cannot fill the first batch, which needs {first_batch}": (
+                t.start_step >= first_batch
+            ),
+            f"steps: {self.steps} is fewer than the warm-up train.start_step = {t.start_step}": (
+                self.steps > t.start_step
+            ),
+            f"train.replay_capacity: {t.replay_capacity} is less than train.start_step = {t.start_step}": (
+                t.replay_capacity >= t.start_step
+            ),
+            f"world_model.vision.strides: {vision.strides} must hold a 1 or 2 for each of the {len(vision.channels)}"
+            " channels": len(vision.strides) == len(vision.channels) and set(vision.strides) <= {1, 2},
+            f"world_model.vision.kernel: {vision.kernel} must be odd": vision.kernel % 2 == 1,
+            f"env.size: {self.env.size} must be a multiple of {scale}, the encoder's total stride": (
+                self.env.size > 0 and self.env.size % scale == 0
+            ),
+            f"train.context: {t.context} must be at least 2": t.context >= 2,
+            f"seed: {self.seed} must not be negative": self.seed >= 0,
+        }
+        for name in ("train_every", "batch_size", "batch_length", "imagination_batch", "horizon"):
+            checks[f"train.{name}: {getattr(t, name)} must be at least 1"] = getattr(t, name) >= 1
+        for name in ("log_every", "image_every", "checkpoint_every", "eval_envs"):
+            checks[f"log.{name}: {getattr(self.log, name)} must be at least 1"] = getattr(self.log, name) >= 1
+        for message, fine in checks.items():
+            if not fine:
+                raise ValueError(message)
+
+    def to_json(self) -> str:
+        """The config as indented JSON; `from_json` reads it back."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Config:
+        """Read what `to_json` wrote. Raises ValueError that names an unknown or missing field."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not JSON: {error}") from error
+        return _structure(Config, values, "")
+
+    @staticmethod
+    def load(path: Path) -> Config:
+        """Read a run's `config.json`."""
+        try:
+            return Config.from_json(path.read_text())
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def _structure(cls: Any, values: Any, where: str) -> Any:
+    """Build the dataclass `cls` from nested dicts, refusing unknown and missing fields by name."""
+    hints = get_type_hints(cls)
+    if not isinstance(values, dict):
+        raise ValueError(f"{where or 'config'}: expected an object, found {type(values).__name__}")
+    for name in hints.keys() ^ values.keys():
+        raise ValueError(f"{where}{name}: {'unknown' if name in values else 'missing'} field")
+    out = {}
+    for name, hint in hints.items():
+        value = values[name]
+        if dataclasses.is_dataclass(hint):
+            value = _structure(hint, value, f"{where}{name}.")
+        elif isinstance(value, list):
+            value = tuple(value)
+        out[name] = value
+    return cls(**out)
+
+
+def _paper() -> Config:
+    return Config()
+
+
+def _cpu() -> Config:
+    return Config(
+        preset="cpu",
+        env=EnvConfig(grayscale=True),
+        world_model=WorldModelConfig(
+            vision=VisionConfig(
+                channels=(16, 24, 32, 48), strides=(2, 2, 2, 2), output="linear", mean_pixel_bias=True
+            ),
+            latent=LatentConfig(variables=16, classes=16),
+            sequence=SequenceConfig(width=192, head_dim=32),
+            head_units=128,
+        ),
+        agent=AgentConfig(actor_units=128, critic_units=128, layers=2),
+        train=TrainConfig(
+            train_every=4,
+            batch_size=8,
+            batch_length=64,
+            imagination_batch=128,
+            context=4,
+            horizon=12,
+            world_model_lr=5e-4,
+            agent_lr=2e-4,
+            warmup_updates=200,
+        ),
+    )
+
+
+def _debug() -> Config:
+    return Config(
+        preset="debug",
+        steps=120,
+        env=EnvConfig(size=32, grayscale=True),
+        world_model=WorldModelConfig(
+            vision=VisionConfig(channels=(8, 8, 8), strides=(2, 2, 2), output="linear", mean_pixel_bias=True),
+            latent=LatentConfig(variables=4, classes=4),
+            sequence=SequenceConfig(width=32, head_dim=16, state=8),
+            head_units=16,
+            bins=41,
+        ),
+        agent=AgentConfig(actor_units=16, critic_units=16, layers=1),
+        train=TrainConfig(
+            replay_capacity=1000,
+            start_step=64,
+            train_every=4,
+            batch_size=4,
+            batch_length=16,
+            imagination_batch=16,
+            context=4,
+            horizon=4,
+            warmup_updates=10,
+            world_model_lr=1e-3,
+            agent_lr=1e-3,
+        ),
+        log=LogConfig(log_every=20, image_every=60, checkpoint_every=60, eval_episodes=2, eval_envs=2),
+    )
+
+
+PRESETS = {"paper": _paper, "cpu": _cpu, "debug": _debug}
+
+
+def preset(name: str) -> Config:
+    """The preset `name`. Raises ValueError that lists the presets (and the nearest one)."""
+    if name not in PRESETS:
+        raise ValueError(f"preset: {name!r} is unknown{did_you_mean(name, PRESETS)}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]()
+
+
+def did_you_mean(name: str, known: Any) -> str:
+    """` (did you mean ...?)` with the names nearest to `name`, or nothing."""
+    by_lower = {k.lower(): k for k in known}
+    near = [by_lower[k] for k in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
+    return f" (did you mean {' or '.join(near)}?)" if near else ""

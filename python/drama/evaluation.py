@@ -1,0 +1,153 @@
+"""Evaluation of an agent on the real game."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from drama import checkpoint
+from drama.agent.player import Player
+from drama.config import Config
+from drama.device import resolve_device
+from drama.dream import dream_frames, dream_video
+from drama.envs.atari import make_atari
+from drama.learner import Learner
+from drama.scores import human_normalised
+
+
+def load_learner(run: Path, device: str = "auto") -> tuple[Config, Learner, int]:
+    """The config, networks and step of a run's last checkpoint. Raises ValueError if any of them cannot be read."""
+    folder = checkpoint.latest(run)
+    config = Config.load(run / "config.json")
+    where = resolve_device(device)
+    env = make_atari(config.game, config.env)
+    shape = env.observation_space.shape
+    assert shape is not None
+    learner = Learner(config, shape[-1], int(env.action_space.n), where)
+    state = checkpoint.load_state(folder, where)
+    learner.load_state_dict(state["learner"])
+    return config, learner, state["step"]
+
+
+def evaluate(config: Config, learner: Learner, *, episodes: int, greedy: bool, seed: int) -> list[dict[str, Any]]:
+    """Play `episodes` episodes to their ends; returns one record each.
+
+    Several environments are stepped together. Each plays a share of the episodes that is fixed beforehand, because
+    taking the first to finish would favour short episodes. Environment i is seeded with `seed + i`.
+    """
+    count = min(config.log.eval_envs, episodes)
+    envs = [make_atari(config.game, config.env) for _ in range(count)]
+    left = [episodes // count + (i < episodes % count) for i in range(count)]
+    player = Player(learner.world_model, learner.agent, count, greedy=greedy)
+    frames = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
+    first = np.ones(count, np.bool_)
+    returns, lengths = np.zeros(count), np.zeros(count, np.int64)
+    records: list[dict[str, Any]] = []
+    torch.manual_seed(seed)
+    while any(left):
+        with learner.autocast:
+            actions = player.act(frames, first)
+        for i, env in enumerate(envs):
+            if not left[i]:
+                continue
+            frames[i], reward, terminated, truncated, _ = env.step(actions[i])
+            returns[i] += reward
+            lengths[i] += 1
+            first[i] = terminated or truncated
+            if first[i]:
+                records.append(
+                    {"env": i, "return": returns[i].item(), "length": lengths[i].item(), "truncated": truncated}
+                )
+                returns[i], lengths[i] = 0, 0
+                left[i] -= 1
+                if left[i]:
+                    frames[i], _ = env.reset()
+    return records
+
+
+def evaluate_run(
+    run: Path, *, episodes: int, greedy: bool | None = None, seed: int = 1_000_000, device: str = "auto"
+) -> dict[str, Any]:
+    """Evaluate a run's last checkpoint and write `evaluation.json` beside it.
+
+    Args:
+        run: the run folder.
+        episodes: how many episodes.
+        greedy: the most probable action instead of a sample; None follows the protocol (`paper`: greedy).
+        seed: seed of the environments and of the sampling; its default is none that training uses.
+        device: `auto`, `cpu` or `cuda`.
+
+    Returns:
+        What was written: the protocol, the episodes, mean, median, standard deviation, human-normalised mean.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes: {episodes} must be at least 1")
+    config, learner, step = load_learner(run, device)
+    greedy = config.env.protocol == "paper" if greedy is None else greedy
+    records = evaluate(config, learner, episodes=episodes, greedy=greedy, seed=seed)
+    returns = np.array([record["return"] for record in records])
+    result = {
+        "game": config.game,
+        "step": step,
+        "protocol": config.env.protocol,
+        "greedy": greedy,
+        "seed": seed,
+        "mean": float(returns.mean()),
+        "median": float(np.median(returns)),
+        "std": float(returns.std()),
+        "human_normalised_mean": human_normalised(config.game, float(returns.mean())),
+        "episodes": records,
+    }
+    write_atomically(run / "evaluation.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def dream_run(run: Path, *, steps: int, context: int, skip: int, seed: int, device: str = "auto") -> np.ndarray:
+    """Play, then dream from the same frames: a video of real frames, reconstructions and the open-loop dream.
+
+    Args:
+        run: the run folder.
+        steps: frames of the video.
+        context: real frames that the dream starts from.
+        skip: steps played before the first frame of the video.
+        seed: seed of the environment and of the sampling.
+        device: `auto`, `cpu` or `cuda`.
+
+    Returns:
+        `[steps, height, width, 3]` uint8.
+    """
+    if not 2 <= context < steps:
+        raise ValueError(f"context: {context} must be at least 2 and less than steps = {steps}")
+    config, learner, _ = load_learner(run, device)
+    env = make_atari(config.game, config.env)
+    player = Player(learner.world_model, learner.agent, 1)
+    torch.manual_seed(seed)
+    frame, _ = env.reset(seed=seed)
+    first = True
+    rows = []
+    for _ in range(skip + steps):
+        with learner.autocast:
+            action = int(player.act(frame[None], np.array([first]))[0])
+        rows.append((frame, action, first))
+        frame, _, terminated, truncated, _ = env.step(action)
+        first = terminated or truncated
+        if first:
+            frame, _ = env.reset()
+    obs, action, is_first = (
+        torch.from_numpy(np.stack(column))[None].to(learner.device) for column in zip(*rows[skip:], strict=True)
+    )
+    with learner.autocast:
+        pictures = dream_frames(learner.world_model, obs, action, is_first, context)
+    return dream_video(obs, *pictures, context)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small file so that a kill leaves the old or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

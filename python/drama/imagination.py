@@ -1,0 +1,75 @@
+"""Rollouts inside the world model."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from drama.models.sequence.base import State
+from drama.models.world_model import WorldModel
+
+
+class Policy(Protocol):
+    """Anything that picks actions `[B]` from features `[B, features]`."""
+
+    def act(self, features: Tensor) -> Tensor: ...
+
+
+class Start(NamedTuple):
+    """Where an imagination begins: a real frame seen, its action not yet taken."""
+
+    z: Tensor  # [B, latents]
+    d: Tensor  # [B, width], the output before this step; zero at an episode start
+    is_first: Tensor  # [B] bool
+    state: State
+
+
+class Trajectory(NamedTuple):
+    """Imagined steps: everything that belongs to action t has index t."""
+
+    features: Tensor  # [B, H + 1, features], s_t = [z_t, d_{t-1}]
+    action: Tensor  # [B, H]
+    reward: Tensor  # [B, H]
+    cont: Tensor  # [B, H], 0 where action t is predicted to end the episode, else 1
+    weight: Tensor  # [B, H], 0 after a predicted end, else 1
+
+
+@torch.no_grad()
+def observe(model: WorldModel, obs: Tensor, action: Tensor, is_first: Tensor) -> Start:
+    """Run the model over real steps `obs[B, T, H, W, C]`, `action[B, T]`, `is_first[B, T]`; start at the last frame.
+
+    The last action is not used: the imagination chooses its own.
+    """
+    z = model.sample(model.encode(obs))
+    d, state = model(z[:, :-1], action[:, :-1], is_first[:, :-1])
+    last_first = is_first[:, -1]
+    return Start(z[:, -1], d[:, -1] * ~last_first[:, None], last_first, state)
+
+
+@torch.no_grad()
+def imagine(model: WorldModel, policy: Policy, start: Start, horizon: int) -> Trajectory:
+    """Let `policy` act for `horizon` steps in the model, from `start`. No gradient flows through the model."""
+    z, d, is_first, state = start
+    features = [torch.cat([z, d], dim=-1).float()]
+    actions, outputs = [], []
+    first: Tensor | None = is_first
+    for _ in range(horizon):
+        action = policy.act(features[-1])
+        d, state = model.step(z, action, first, state)
+        z = model.sample(model.predict_latent(d))
+        first = None
+        features.append(torch.cat([z, d], dim=-1).float())
+        actions.append(action)
+        outputs.append(d)
+    reward, termination = model.predict_outcome(torch.stack(outputs, dim=1))
+    cont = (termination <= 0).float()
+    before = torch.cat([torch.ones_like(cont[:, :1]), cont[:, :-1]], dim=1)
+    return Trajectory(
+        features=torch.stack(features, dim=1),
+        action=torch.stack(actions, dim=1),
+        reward=model.two_hot.decode(reward),
+        cont=cont,
+        weight=before.cumprod(dim=1),
+    )

@@ -1,0 +1,126 @@
+"""The networks, their optimizers, and one update of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_optimizer import LaProp
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from drama.agent.actor_critic import ActorCritic
+from drama.config import Config
+from drama.device import autocast
+from drama.imagination import imagine, observe
+from drama.models.world_model import Batch, WorldModel
+
+
+class Learner:
+    """World model and agent with everything that training changes in them.
+
+    Between updates both networks are in evaluation mode.
+    """
+
+    def __init__(self, config: Config, channels: int, actions: int, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        model_config = config.world_model
+        self.world_model = WorldModel(model_config, config.env.size, channels, actions).to(device).eval()
+        self.agent = ActorCritic(
+            config.agent, self.world_model.features, actions, model_config.bins, model_config.bin_limit
+        )
+        self.agent.to(device).eval()
+        self.autocast = autocast(config, device)
+        train = config.train
+        self._optimizers = {
+            "world_model": _Optimizer(
+                self.world_model, train.world_model_lr, train.world_model_clip, train.warmup_updates
+            ),
+            "agent": _Optimizer(self.agent, train.agent_lr, train.agent_clip, train.warmup_updates),
+        }
+
+    def to_batch(self, sample: dict[str, NDArray[Any]]) -> Batch:
+        """Move sequences sampled from the replay to the device."""
+
+        def tensor(name: str) -> Tensor:
+            return torch.from_numpy(sample[name]).to(self.device, non_blocking=True)
+
+        return Batch(
+            obs=tensor("obs"),
+            action=tensor("action"),
+            reward=tensor("reward"),
+            ended=tensor("terminated") | tensor("life_lost"),
+            is_first=tensor("is_first"),
+        )
+
+    def update_world_model(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of the world model on real sequences; returns detached scalars, without waiting for the device."""
+        self.world_model.train()
+        with self.autocast:
+            losses = self.world_model.loss(batch)
+        self.world_model.eval()
+        losses["gradient_norm"] = self._optimizers["world_model"].step(losses["loss"])
+        return {name: value.detach() for name, value in losses.items()}
+
+    def update_agent(self, context: Batch) -> dict[str, Tensor]:
+        """One step of actor and critic on trajectories imagined from the last frames of `context`."""
+        with self.autocast:
+            start = observe(self.world_model, context.obs, context.action, context.is_first)
+            trajectory = imagine(self.world_model, self.agent, start, self.config.train.horizon)
+            losses = self.agent.loss(trajectory)
+        losses["gradient_norm"] = self._optimizers["agent"].step(losses["loss"])
+        self.agent.update_slow_critic()
+        self.agent.observe_features(trajectory.features[:, :-1])
+        return {name: value.detach() for name, value in losses.items()}
+
+    def start_from_frames(self, frames: NDArray[np.uint8]) -> None:
+        """Let the decoder start from the mean pixel of `frames[..., C]`, if the config asks for it."""
+        if self.config.world_model.vision.mean_pixel_bias:
+            self.world_model.decoder.set_mean_pixel(torch.from_numpy(frames).to(self.device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, optimizers and schedules."""
+        return {
+            "world_model": self.world_model.state_dict(),
+            "agent": self.agent.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`. Raises ValueError if the weights belong to another configuration."""
+        try:
+            self.world_model.load_state_dict(state["world_model"])
+            self.agent.load_state_dict(state["agent"])
+            for name, optimizer in self._optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][name])
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"the checkpoint does not fit the run's config: {error}") from error
+
+
+class _Optimizer:
+    """LaProp (arXiv 2002.04839) with linear warm-up and gradient-norm clipping."""
+
+    def __init__(self, module: nn.Module, lr: float, clip: float, warmup: int) -> None:
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self._clip = clip
+        self._optimizer = LaProp(self._parameters, lr=lr, eps=1e-20)
+        self._schedule = LambdaLR(self._optimizer, lambda update: min(1.0, (update + 1) / max(1, warmup)))
+
+    def step(self, loss: Tensor) -> Tensor:
+        """Descend on `loss`; returns the gradient norm before clipping."""
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        self._optimizer.step()
+        self._schedule.step()
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self._optimizer.state_dict(), "schedule": self._schedule.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])

@@ -1,0 +1,67 @@
+"""What a run writes: TensorBoard events, a line-per-event JSON file, and GIFs."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import time
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+from numpy.typing import NDArray
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard.writer import SummaryWriter
+
+
+class MetricsWriter:
+    """Writes `metrics.jsonl` and TensorBoard events into a run folder.
+
+    Each line of `metrics.jsonl` is one flat object with `event`, `step`, `time` (seconds since the epoch) and the
+    values; `pandas.read_json(path, lines=True)` reads it. A resumed run appends, after `keep_until` has dropped what lay
+    beyond the checkpoint.
+    """
+
+    def __init__(self, folder: Path, keep_until: int | None = None) -> None:
+        path = folder / "metrics.jsonl"
+        if keep_until is not None and path.exists():
+            lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= keep_until]
+            path.write_text("".join(line + "\n" for line in lines))
+        self._file = path.open("a", buffering=1)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=keep_until)
+
+    def write(self, event: str, step: int, values: dict[str, float]) -> None:
+        """Record named scalars. Values that are not finite become null in the JSON file."""
+        plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"event": event, "step": step, "time": round(time.time(), 3), **plain}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(f"{event}/{name}", value, step)
+
+    def image(self, name: str, step: int, image: NDArray[np.uint8]) -> None:
+        """Record a picture `[H, W, C]` in TensorBoard."""
+        self._board.add_image(name, image, step, dataformats="HWC")
+
+    def video(self, name: str, step: int, frames: NDArray[np.uint8]) -> None:
+        """Record a video `[T, H, W, C]` in TensorBoard, as the animated GIF that it shows."""
+        _, height, width, channels = frames.shape
+        image = Summary.Image(
+            height=height, width=width, colorspace=channels, encoded_image_string=encode_video(frames, ".gif")
+        )
+        self._board._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+
+    def close(self) -> None:
+        """Flush and close both files."""
+        self._file.close()
+        self._board.close()
+
+
+def encode_video(frames: NDArray[np.uint8], extension: str, fps: int = 15) -> bytes:
+    """Encode `[T, H, W, 1 or 3]` frames as `.gif` (or `.mp4`, where imageio has an ffmpeg)."""
+    if frames.shape[-1] == 1:
+        frames = np.repeat(frames, 3, axis=-1)
+    if extension == ".gif":
+        data = io.BytesIO()
+        iio.imwrite(data, frames, extension=".gif", duration=1000 / fps, loop=0)
+        return data.getvalue()
+    return iio.imwrite("<bytes>", frames, extension=extension, fps=fps)  # type: ignore[no-any-return]

@@ -1,0 +1,36 @@
+"""Categorical latent variables: uniform mix, straight-through samples, KL divergence.
+
+All functions take log-probabilities `[..., variables, classes]` in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mixed_log_probs(logits: Tensor, unimix: float) -> Tensor:
+    """Log-probabilities of `(1 - unimix) softmax(logits) + unimix / classes`, in float32."""
+    probs = F.softmax(logits.float(), dim=-1)
+    if unimix:
+        probs = (1 - unimix) * probs + unimix / probs.shape[-1]
+    return torch.log(probs)
+
+
+def sample(log_probs: Tensor) -> Tensor:
+    """One one-hot sample per variable, without gradient (Gumbel maximum)."""
+    noise = -torch.log(torch.empty_like(log_probs).exponential_())
+    index = (log_probs.detach() + noise).argmax(-1, keepdim=True)
+    return torch.zeros_like(log_probs).scatter_(-1, index, 1.0)
+
+
+def straight_through_sample(log_probs: Tensor) -> Tensor:
+    """One one-hot sample per variable whose gradient is that of the probabilities (arXiv 1308.3432)."""
+    probs = log_probs.exp()
+    return sample(log_probs) + (probs - probs.detach())
+
+
+def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q), summed over the variables: `[..., variables, classes]` to `[...]`, in nats."""
+    return (log_p.exp() * (log_p - log_q)).sum((-2, -1))

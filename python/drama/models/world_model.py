@@ -1,0 +1,130 @@
+"""The world model: frames to categorical latents, a sequence model over them, and what it predicts.
+
+Time convention (one for the package): at step t the agent sees frame o_t, acts a_t, and receives r_t and
+terminated_t. `d_t = f(d_{t-1}, z_t, a_t)`; from `d_t` come the prior of z_{t+1}, r_t, and whether a_t ended the episode.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from drama.config import WorldModelConfig
+from drama.models import latent, sequence
+from drama.models.heads import TwoHot, mlp
+from drama.models.losses import kl_losses, reconstruction_loss
+from drama.models.sequence.base import State
+from drama.models.vision import Decoder, Encoder, to_unit
+
+
+class Batch(NamedTuple):
+    """Sequences from the replay, as tensors on the model's device."""
+
+    obs: Tensor  # [B, T, H, W, C] uint8
+    action: Tensor  # [B, T] int64
+    reward: Tensor  # [B, T] float32
+    ended: Tensor  # [B, T] bool: terminated, or a life was lost
+    is_first: Tensor  # [B, T] bool
+
+
+class WorldModel(nn.Module):
+    """Encoder, posterior, sequence model, prior, decoder, reward and termination heads.
+
+    Losses are returned, never stepped: the trainer owns optimizers and autocast. Outside of a world-model update the
+    model must be in evaluation mode, because batch norm answers differently in training mode.
+    """
+
+    def __init__(self, config: WorldModelConfig, size: int, channels: int, actions: int) -> None:
+        super().__init__()
+        self.config = config
+        self.actions = actions
+        self.latents = config.latent.variables * config.latent.classes
+        self.width = config.sequence.width
+        self.encoder = Encoder(config.vision, size, channels)
+        self.posterior = nn.Linear(self.encoder.features, self.latents)
+        self.decoder = Decoder(config.vision, size, channels, self.latents)
+        self.stem = nn.Sequential(
+            nn.Linear(self.latents + actions, self.width, bias=False), nn.RMSNorm(self.width, eps=1e-5), nn.SiLU()
+        )
+        self.sequence = sequence.build(config.sequence)
+        self.prior = nn.Linear(self.width, self.latents)
+        self.reward = mlp(self.width, config.head_units, 1, config.bins, output_scale=0.0)
+        self.termination = mlp(self.width, config.head_units, 1, 1)
+        self.two_hot = TwoHot(config.bins, config.bin_limit)
+
+    @property
+    def features(self) -> int:
+        """Width of the agent's input `[z_t, d_{t-1}]`."""
+        return self.latents + self.width
+
+    def encode(self, obs: Tensor) -> Tensor:
+        """Posterior log-probabilities `[..., variables, classes]` of frames `[..., H, W, C]` uint8."""
+        return self._log_probs(self.posterior(self.encoder(obs)))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Frames `[..., H, W, C]` in [0, 1] of flat latents `[..., latents]`."""
+        return self.decoder(z)
+
+    def predict_latent(self, d: Tensor) -> Tensor:
+        """Prior log-probabilities `[..., variables, classes]` of the next latent from `d[..., width]`."""
+        return self._log_probs(self.prior(d))
+
+    def predict_outcome(self, d: Tensor) -> tuple[Tensor, Tensor]:
+        """Reward logits `[..., bins]` and termination logits `[...]` of the action that led to `d[..., width]`."""
+        return self.reward(d), self.termination(d).squeeze(-1)
+
+    def sample(self, log_probs: Tensor) -> Tensor:
+        """One flat one-hot sample `[..., latents]`, without gradient."""
+        return latent.sample(log_probs).flatten(-2)
+
+    def forward(
+        self, z: Tensor, action: Tensor, is_first: Tensor, state: State | None = None
+    ) -> tuple[Tensor, State]:
+        """`d[B, T, width]` after each step of `z[B, T, latents]` and `action[B, T]`, and the state after the last."""
+        return self.sequence(self._tokens(z, action), is_first, state)
+
+    def step(self, z: Tensor, action: Tensor, is_first: Tensor | None, state: State) -> tuple[Tensor, State]:
+        """`d[B, width]` after one step of `z[B, latents]` and `action[B]`, and the next state."""
+        return self.sequence.step(self._tokens(z, action), is_first, state)
+
+    def initial_state(self, batch: int) -> State:
+        """The sequence model's state before the first step of an episode."""
+        return self.sequence.initial_state(batch)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalars of one batch: `loss` (to minimise), its parts, and what is only watched."""
+        posterior = self.encode(batch.obs)
+        z = latent.straight_through_sample(posterior).flatten(-2)
+        d, _ = self(z, batch.action, batch.is_first)
+        prior = self.predict_latent(d)
+        reward, termination = self.predict_outcome(d)
+
+        reconstruction = reconstruction_loss(self.decode(z), to_unit(batch.obs))
+        reward_loss = self.two_hot.loss(reward, batch.reward).mean()
+        termination_loss = F.binary_cross_entropy_with_logits(termination.float(), batch.ended.float())
+        dynamics, representation, kl = kl_losses(posterior, prior, batch.is_first, self.config.free_bits)
+        loss = (
+            reconstruction
+            + reward_loss
+            + termination_loss
+            + self.config.dynamics_scale * dynamics
+            + self.config.representation_scale * representation
+        )
+        return {
+            "loss": loss,
+            "reconstruction": reconstruction.detach(),
+            "reward": reward_loss.detach(),
+            "termination": termination_loss.detach(),
+            "kl": kl,
+            "posterior_entropy": -(posterior.exp() * posterior).sum((-2, -1)).mean().detach(),
+        }
+
+    def _log_probs(self, logits: Tensor) -> Tensor:
+        config = self.config.latent
+        return latent.mixed_log_probs(logits.unflatten(-1, (config.variables, config.classes)), config.unimix)
+
+    def _tokens(self, z: Tensor, action: Tensor) -> Tensor:
+        return self.stem(torch.cat([z, F.one_hot(action, self.actions).to(z.dtype)], dim=-1))

@@ -1,0 +1,283 @@
+"""The training loop: act, store, update, log, checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drama import checkpoint
+from drama.agent.player import Player
+from drama.config import Config
+from drama.device import resolve_device
+from drama.dream import dream_frames, dream_strip, dream_video
+from drama.envs.atari import make_atari
+from drama.learner import Learner
+from drama.metrics import MetricsWriter
+from drama.replay import DynamicFrequency, ReplayBuffer, Uniform
+
+DREAM_ROWS, DREAM_STEPS = 4, 48
+
+
+class Display(Protocol):
+    """Shows the progress of a run."""
+
+    def update(self, step: int, values: dict[str, float]) -> None: ...
+
+
+class Trainer:
+    """One training run in one folder.
+
+    A new run creates the folder; `Trainer.resume` goes on from its last checkpoint. All that decides the future of a run
+    is in the checkpoint: networks, optimizers, replay, counters, random states, emulator, and the agent's memory.
+
+    Raises:
+        ValueError: for a config that cannot work, or a folder that exists.
+    """
+
+    def __init__(self, config: Config, run: Path, *, resume: bool = False) -> None:
+        config.validate()
+        self.config = config
+        self.run = run
+        self.device = resolve_device(config.device)
+        torch.manual_seed(config.seed)
+        self._random = np.random.default_rng(config.seed)
+        self._env = make_atari(config.game, config.env)
+        shape = self._env.observation_space.shape
+        assert shape is not None
+        self._actions = int(self._env.action_space.n)
+        self.learner = Learner(config, shape[-1], self._actions, self.device)
+        self._player = Player(self.learner.world_model, self.learner.agent, num_envs=1)
+        train = config.train
+        self._dfs = DynamicFrequency(
+            temperature=train.dfs_temperature, ratio=train.batch_size / train.imagination_batch
+        )
+        self.step = 0
+        self._updates = 0
+        self._episode = {"return": 0.0, "length": 0.0}
+        self._sums: dict[str, Tensor] = {}
+        self._summed = 0
+        self._stop = False
+        self._last_return = float("nan")
+        self._clock = (time.perf_counter(), 0)
+        self._frame, _ = self._env.reset(seed=config.seed)
+        self._first = True
+        if resume:
+            self._load()
+        else:
+            self._create(shape)
+        self._metrics = MetricsWriter(run, keep_until=self.step if resume else None)
+
+    @staticmethod
+    def resume(run: Path, steps: int | None = None) -> Trainer:
+        """Go on with the run in the folder `run` from its last checkpoint, up to `steps` instead of the config's."""
+        checkpoint.latest(run)
+        config = Config.load(run / "config.json")
+        if steps is not None:
+            config = dataclasses.replace(config, steps=steps)
+        return Trainer(config, run, resume=True)
+
+    def train(self, display: Display) -> bool:
+        """Train to the last step, or until SIGINT or SIGTERM; saves a checkpoint either way. True if it finished."""
+        with self._stoppable():
+            self._clock = (time.perf_counter(), self.step)
+            while self.step < self.config.steps and not self._stop:
+                self._act()
+                self._learn()
+                self._report(display)
+        self.save()
+        self._metrics.close()
+        return self.step >= self.config.steps
+
+    def save(self) -> Path:
+        """Write a checkpoint of this instant. Raises FloatingPointError if the networks hold values that are not finite."""
+        learner = self.learner.state_dict()
+        for network in ("world_model", "agent"):
+            for name, value in learner[network].items():
+                if not torch.isfinite(value).all():
+                    raise FloatingPointError(f"{network}.{name} holds values that are not finite; nothing was saved")
+        return checkpoint.save(
+            self.run,
+            self.step,
+            {
+                "learner": learner,
+                "player": self._player.get_state(),
+                "dfs": _tensors(self._dfs.state_dict()),
+                "updates": self._updates,
+                "episode": self._episode,
+                "sums": self._sums,
+                "summed": self._summed,
+                "env": _bytes_to_tensor(self._env.get_state()),
+                "frame": torch.from_numpy(self._frame),
+                "first": self._first,
+                "numpy_random": self._random.bit_generator.state,
+                "torch_random": torch.get_rng_state(),
+                "cuda_random": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            },
+            self._replay,
+        )
+
+    def _create(self, shape: tuple[int, ...]) -> None:
+        if self.run.exists():
+            raise ValueError(
+                f"{self.run}: this run folder exists; `drama train --resume {self.run}` goes on with it,"
+                " --run NAME starts another"
+            )
+        self._replay = make_replay(self.config, shape)
+        self.run.mkdir(parents=True)
+        (self.run / "config.json").write_text(self.config.to_json())
+
+    def _load(self) -> None:
+        folder = checkpoint.latest(self.run)
+        state = checkpoint.load_state(folder, self.device)
+        self._replay = ReplayBuffer.load(folder / "replay")
+        self.learner.load_state_dict(state["learner"])
+        self._player.set_state(state["player"])
+        self._dfs.load_state_dict(_arrays(state["dfs"]))
+        self.step, self._updates = state["step"], state["updates"]
+        self._episode, self._sums, self._summed = state["episode"], state["sums"], state["summed"]
+        self._env.set_state(state["env"].cpu().numpy().tobytes())
+        self._frame, self._first = state["frame"].cpu().numpy(), state["first"]
+        self._random.bit_generator.state = state["numpy_random"]
+        torch.set_rng_state(state["torch_random"].cpu())
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda_random"]])
+
+    def _act(self) -> None:
+        """One step of the environment into the replay: random before the first update, then the agent's."""
+        frame, first = self._frame, self._first
+        if self.step < self.config.train.start_step:
+            action = int(self._random.integers(self._actions))
+        else:
+            with self.learner.autocast:
+                action = int(self._player.act(frame[None], np.array([first]))[0])
+        self._frame, reward, terminated, truncated, info = self._env.step(action)
+        self._replay.add(
+            obs=frame[None],
+            action=np.array([action], np.int64),
+            reward=np.array([reward], np.float32),
+            terminated=np.array([terminated]),
+            truncated=np.array([truncated]),
+            life_lost=np.array([info["life_lost"]]),
+        )
+        self.step += 1
+        self._episode["return"] += reward
+        self._episode["length"] += 1
+        self._first = terminated or truncated
+        if self._first:
+            self._metrics.write("episode", self.step, self._episode)
+            self._last_return = self._episode["return"]
+            self._episode = {"return": 0.0, "length": 0.0}
+            self._frame, _ = self._env.reset()
+
+    def _learn(self) -> None:
+        """One update of the world model and one of the agent, when they are due."""
+        train = self.config.train
+        if self.step < train.start_step or self.step % train.train_every:
+            return
+        if self._updates == 0:
+            self.learner.start_from_frames(self._replay.sample(256, 1, sampler=Uniform())["obs"])
+        sample = self._replay.sample(train.batch_size, train.batch_length, sampler=self._dfs.world_model)
+        world_model = self.learner.update_world_model(self.learner.to_batch(sample))
+        sample = self._replay.sample(train.imagination_batch, train.context, sampler=self._dfs.imagination)
+        agent = self.learner.update_agent(self.learner.to_batch(sample))
+        self._updates += 1
+        self._summed += 1
+        for part, values in (("world_model", world_model), ("agent", agent)):
+            for name, value in values.items():
+                key = f"{part}/{name}"
+                self._sums[key] = self._sums[key] + value if key in self._sums else value
+
+    def _report(self, display: Display) -> None:
+        """Log, picture and save, each when it is due."""
+        log = self.config.log
+        if self.step % log.log_every == 0:
+            values = self._drain_sums()
+            began, at = self._clock
+            now = time.perf_counter()
+            values["steps_per_second"] = (self.step - at) / (now - began)
+            values["replay_fill"] = len(self._replay) / self._replay.capacity
+            self._clock = (now, self.step)
+            self._metrics.write("train", self.step, values)
+            display.update(self.step, values | {"episode_return": self._last_return})
+        if self._updates and self.step % log.image_every == 0:
+            self.write_pictures()
+        if self.step % log.checkpoint_every == 0 and self.step < self.config.steps:
+            self.save()
+
+    def _drain_sums(self) -> dict[str, float]:
+        """The means of the update's scalars since the last call: the only wait for the device."""
+        if not self._summed:
+            return {}
+        means = (torch.stack([v.float() for v in self._sums.values()]) / self._summed).tolist()
+        values = dict(zip(self._sums, means, strict=True))
+        self._sums, self._summed = {}, 0
+        for name, value in values.items():
+            if name.endswith("/loss") and not np.isfinite(value):
+                raise FloatingPointError(
+                    f"{name} became {value} before step {self.step}; the last checkpoint is still good"
+                )
+        return values
+
+    def write_pictures(self) -> None:
+        """Write a dream video and a strip of it to TensorBoard, from sequences of the replay."""
+        train = self.config.train
+        steps = min(DREAM_STEPS, train.batch_length)
+        batch = self.learner.to_batch(self._replay.sample(DREAM_ROWS, steps, sampler=Uniform()))
+        with self.learner.autocast:
+            pictures = dream_frames(
+                self.learner.world_model, batch.obs, batch.action, batch.is_first, train.context
+            )
+        video = dream_video(batch.obs, *pictures, train.context)
+        self._metrics.video("dream", self.step, video)
+        self._metrics.image("reconstruction", self.step, dream_strip(video))
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Let the first SIGINT or SIGTERM end the loop after the present step; a second SIGINT ends it at once."""
+
+        def stop(signum: int, frame: Any) -> None:  # noqa: ARG001
+            self._stop = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for s, handler in before.items():
+                signal.signal(s, handler)
+
+
+def make_replay(config: Config, shape: tuple[int, ...]) -> ReplayBuffer:
+    """The empty replay of a run whose frames have this shape."""
+    return ReplayBuffer(
+        min(config.train.replay_capacity, config.steps),
+        fields={
+            "obs": (shape, np.uint8),
+            "action": ((), np.int64),
+            "reward": ((), np.float32),
+            "life_lost": ((), np.bool_),
+        },
+        num_envs=1,
+        seed=config.seed,
+    )
+
+
+def _tensors(state: dict[str, Any]) -> dict[str, Any]:
+    return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in state.items()}
+
+
+def _arrays(state: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.cpu().numpy() if isinstance(v, Tensor) else v for k, v in state.items()}
+
+
+def _bytes_to_tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
