@@ -1,0 +1,169 @@
+//! Which fields a row has, and how many bytes each takes.
+
+use crate::error::{Error, Result};
+
+/// Fields that every buffer has, last in the schema and in this order.
+const BUILT_IN: [&str; 3] = ["terminated", "truncated", "is_first"];
+/// Names that a batch uses for itself.
+const RESERVED: [&str; 3] = ["is_first", "indices", "weights"];
+
+/// Element type of a field, named as NumPy names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DType {
+    name: &'static str,
+    itemsize: usize,
+}
+
+impl DType {
+    const ALL: [DType; 12] = [
+        DType::new("bool", 1),
+        DType::new("uint8", 1),
+        DType::new("int8", 1),
+        DType::new("uint16", 2),
+        DType::new("int16", 2),
+        DType::new("uint32", 4),
+        DType::new("int32", 4),
+        DType::new("uint64", 8),
+        DType::new("int64", 8),
+        DType::new("float16", 2),
+        DType::new("float32", 4),
+        DType::new("float64", 8),
+    ];
+    const BOOL: DType = Self::ALL[0];
+
+    const fn new(name: &'static str, itemsize: usize) -> Self {
+        Self { name, itemsize }
+    }
+
+    /// The type with this NumPy name.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match Self::ALL.iter().find(|dtype| dtype.name == name) {
+            Some(dtype) => Ok(*dtype),
+            None => Error::value(format!(
+                "dtype {name} is not supported, expected {}",
+                Self::ALL.map(|d| d.name).join(", ")
+            )),
+        }
+    }
+
+    /// NumPy's name of the type.
+    pub fn name(self) -> &'static str {
+        self.name
+    }
+
+    /// Bytes of one element.
+    pub fn itemsize(self) -> usize {
+        self.itemsize
+    }
+}
+
+/// One named field of a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Field {
+    name: String,
+    dtype: DType,
+    shape: Vec<usize>,
+    row_bytes: usize,
+}
+
+impl Field {
+    /// A field of `shape` elements of `dtype` per row.
+    pub fn new(name: &str, dtype: DType, shape: Vec<usize>) -> Result<Self> {
+        let bytes = shape.iter().try_fold(dtype.itemsize, |bytes, &side| bytes.checked_mul(side));
+        match bytes {
+            Some(row_bytes) if row_bytes > 0 && isize::try_from(row_bytes).is_ok() => {
+                Ok(Self { name: name.to_owned(), dtype, shape, row_bytes })
+            }
+            Some(0) => Error::value(format!("field {name:?} has shape {shape:?}, every side must be at least 1")),
+            _ => Error::value(format!("field {name:?} has shape {shape:?}, which does not fit the address space")),
+        }
+    }
+
+    /// Name of the field.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Shape of one row.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Bytes of one row.
+    pub fn row_bytes(&self) -> usize {
+        self.row_bytes
+    }
+}
+
+/// The ordered fields of a row: the caller's, then `terminated`, `truncated`, `is_first`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Schema {
+    fields: Vec<Field>,
+    row_bytes: usize,
+}
+
+impl Schema {
+    /// Adds the built-in fields to the caller's and checks names and sizes.
+    pub fn new(declared: Vec<Field>) -> Result<Self> {
+        let mut fields: Vec<Field> = Vec::with_capacity(declared.len() + BUILT_IN.len());
+        for field in declared {
+            if field.name.is_empty() {
+                return Error::value("a field has an empty name");
+            }
+            if RESERVED.contains(&field.name.as_str()) {
+                return Error::value(format!("field name {:?} is reserved", field.name));
+            }
+            if BUILT_IN.contains(&field.name.as_str()) {
+                if field.dtype != DType::BOOL || !field.shape.is_empty() {
+                    return Error::value(format!(
+                        "field {:?} is built in with dtype bool and shape [], got {} {:?}",
+                        field.name, field.dtype.name, field.shape
+                    ));
+                }
+                continue;
+            }
+            if fields.iter().any(|other| other.name == field.name) {
+                return Error::value(format!("field {:?} is declared twice", field.name));
+            }
+            fields.push(field);
+        }
+        for name in BUILT_IN {
+            fields.push(Field::new(name, DType::BOOL, Vec::new())?);
+        }
+        let total = fields.iter().try_fold(0_usize, |sum, field| sum.checked_add(field.row_bytes));
+        match total {
+            Some(row_bytes) => Ok(Self { fields, row_bytes }),
+            None => Error::value("a row of all fields does not fit the address space"),
+        }
+    }
+
+    /// All fields in order.
+    pub fn fields(&self) -> &[Field] {
+        &self.fields
+    }
+
+    /// Bytes of one row over all fields.
+    pub fn row_bytes(&self) -> usize {
+        self.row_bytes
+    }
+
+    /// Position of `terminated`; `truncated` and `is_first` follow it.
+    pub(crate) fn terminated(&self) -> usize {
+        self.fields.len() - BUILT_IN.len()
+    }
+
+    /// Position of `truncated`.
+    pub(crate) fn truncated(&self) -> usize {
+        self.terminated() + 1
+    }
+
+    /// Position of `is_first`, the last field.
+    pub fn is_first(&self) -> usize {
+        self.terminated() + 2
+    }
+}

@@ -1,0 +1,168 @@
+//! `manifest.json`: what a save consists of.
+
+use std::{fs, path::Path};
+
+use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+use serde_json::{Value, json};
+
+use super::{at, chunk::rows_per_chunk, corrupt};
+use crate::{
+    error::{Error, Result},
+    ring::Ring,
+    schema::{DType, Field, Schema},
+};
+
+pub(super) const NAME: &str = "manifest.json";
+const FORMAT: &str = "drama-replay";
+const VERSION: u64 = 1;
+/// Far above what any buffer gives, far below what would hurt.
+const SIZE_LIMIT: u64 = 256 << 20;
+/// More rows than can ever be added; keeps row counters clear of overflow.
+const TOTAL_LIMIT: u64 = 1 << 62;
+
+/// One chunk file of a save.
+#[derive(Clone, Copy)]
+pub(super) struct ChunkEntry {
+    pub(super) generation: u64,
+    pub(super) crc32: u32,
+    pub(super) bytes: u64,
+}
+
+pub(super) struct Manifest {
+    schema: Schema,
+    capacity: usize,
+    num_envs: usize,
+    total: u64,
+    seed: [u8; 32],
+    stream: u64,
+    word_pos: u128,
+    pub(super) rows_per_chunk: usize,
+    pub(super) chunks: Vec<ChunkEntry>,
+}
+
+impl Manifest {
+    pub(super) fn of(ring: &Ring, rng: &ChaCha8Rng, chunks: &[ChunkEntry]) -> Self {
+        Self {
+            schema: ring.schema().clone(),
+            capacity: ring.capacity(),
+            num_envs: ring.num_envs(),
+            total: ring.total(),
+            seed: rng.get_seed(),
+            stream: rng.get_stream(),
+            word_pos: rng.get_word_pos(),
+            rows_per_chunk: rows_per_chunk(ring),
+            chunks: chunks.to_vec(),
+        }
+    }
+
+    pub(super) fn to_text(&self) -> String {
+        let fields: Vec<Value> = self
+            .schema
+            .fields()
+            .iter()
+            .map(|field| json!({"name": field.name(), "dtype": field.dtype().name(), "shape": field.shape()}))
+            .collect();
+        let chunks: Vec<Value> = self
+            .chunks
+            .iter()
+            .map(|chunk| json!({"generation": chunk.generation, "crc32": chunk.crc32, "bytes": chunk.bytes}))
+            .collect();
+        let body = json!({
+            "fields": fields,
+            "capacity": self.capacity,
+            "num_envs": self.num_envs,
+            "total": self.total,
+            "rng": {"seed": self.seed, "stream": self.stream, "word_pos": self.word_pos.to_string()},
+            "rows_per_chunk": self.rows_per_chunk,
+            "chunks": chunks,
+        });
+        let crc32 = crc32fast::hash(body.to_string().as_bytes());
+        json!({"format": FORMAT, "version": VERSION, "crc32": crc32, "body": body}).to_string()
+    }
+
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        let size = at(path, fs::metadata(path))?.len();
+        if size > SIZE_LIMIT {
+            return corrupt(path, format!("has {size} bytes, too many for a manifest"));
+        }
+        let bytes = at(path, fs::read(path))?;
+        let document: Value = match serde_json::from_slice(&bytes) {
+            Ok(document) => document,
+            Err(error) => return corrupt(path, format!("is not a manifest: {error}")),
+        };
+        if document["format"] != FORMAT {
+            return corrupt(path, "is not the manifest of a replay buffer");
+        }
+        match document["version"].as_u64() {
+            Some(VERSION) => {}
+            Some(version) if version > VERSION => {
+                return corrupt(path, format!("has version {version}, this build reads up to version {VERSION}"));
+            }
+            _ => return corrupt(path, "names no version that this build reads"),
+        }
+        let body = &document["body"];
+        if document["crc32"] != crc32fast::hash(body.to_string().as_bytes()) || document.to_string().as_bytes() != bytes
+        {
+            return corrupt(path, "is corrupted: the checksum does not match");
+        }
+        match Self::parse(body) {
+            Some(manifest) => {
+                manifest.map_err(|error| Error::Corrupt { path: path.to_owned(), reason: error.to_string() })
+            }
+            None => corrupt(path, "lacks an entry or has one of the wrong type"),
+        }
+    }
+
+    fn parse(body: &Value) -> Option<Result<Self>> {
+        let size = |value: &Value| value.as_u64().and_then(|number| usize::try_from(number).ok());
+        let mut fields = Vec::new();
+        for field in body["fields"].as_array()? {
+            let shape = field["shape"].as_array()?.iter().map(size).collect::<Option<Vec<_>>>()?;
+            let name = field["name"].as_str()?;
+            // The built-in field that no caller may declare.
+            if name != "is_first" {
+                let dtype = DType::from_name(field["dtype"].as_str()?);
+                fields.push(dtype.and_then(|dtype| Field::new(name, dtype, shape)));
+            }
+        }
+        let schema = match fields.into_iter().collect::<Result<Vec<_>>>().and_then(Schema::new) {
+            Ok(schema) => schema,
+            Err(error) => return Some(Err(error)),
+        };
+        let rng = &body["rng"];
+        let seed = rng["seed"].as_array()?.iter().map(|byte| u8::try_from(byte.as_u64()?).ok());
+        let chunk = |chunk: &Value| {
+            Some(ChunkEntry {
+                generation: chunk["generation"].as_u64()?,
+                crc32: u32::try_from(chunk["crc32"].as_u64()?).ok()?,
+                bytes: chunk["bytes"].as_u64()?,
+            })
+        };
+        Some(Ok(Self {
+            schema,
+            capacity: size(&body["capacity"])?,
+            num_envs: size(&body["num_envs"])?,
+            total: body["total"].as_u64().filter(|&total| total < TOTAL_LIMIT)?,
+            seed: seed.collect::<Option<Vec<u8>>>()?.try_into().ok()?,
+            stream: rng["stream"].as_u64()?,
+            word_pos: rng["word_pos"].as_str()?.parse().ok()?,
+            rows_per_chunk: size(&body["rows_per_chunk"])?,
+            chunks: body["chunks"].as_array()?.iter().map(chunk).collect::<Option<_>>()?,
+        }))
+    }
+
+    /// A ring of the size and with the row count of the manifest, its rows still to be read.
+    pub(super) fn ring(&self, path: &Path) -> Result<Ring> {
+        let mut ring = Ring::new(self.schema.clone(), self.capacity, self.num_envs)
+            .map_err(|error| Error::Corrupt { path: path.to_owned(), reason: error.to_string() })?;
+        ring.set_total(self.total);
+        Ok(ring)
+    }
+
+    pub(super) fn rng(&self) -> ChaCha8Rng {
+        let mut rng = ChaCha8Rng::from_seed(self.seed);
+        rng.set_stream(self.stream);
+        rng.set_word_pos(self.word_pos);
+        rng
+    }
+}

@@ -1,0 +1,160 @@
+//! Saving a buffer to a directory and loading it.
+//!
+//! A save is `manifest.json` and the chunk files it names. Only chunks that changed since the last save are written.
+//! No file that the manifest in place refers to is ever written over, and the manifest is replaced last, so a save
+//! that is cut off leaves the one before.
+
+mod chunk;
+mod manifest;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use rand_chacha::ChaCha8Rng;
+
+use self::{
+    chunk::{chunk_count, positions, rows_per_chunk},
+    manifest::{ChunkEntry, Manifest},
+};
+use crate::{
+    error::{Error, Result},
+    ring::Ring,
+};
+
+/// Where the last save or load left each chunk.
+pub struct Saved {
+    directory: PathBuf,
+    total: u64,
+    chunks: Vec<ChunkEntry>,
+}
+
+/// Attaches the path to an error of the operating system.
+fn at<T>(path: &Path, result: std::io::Result<T>) -> Result<T> {
+    result.map_err(|source| Error::Io { path: path.to_owned(), source })
+}
+
+fn corrupt<T>(path: &Path, reason: impl Into<String>) -> Result<T> {
+    Err(Error::Corrupt { path: path.to_owned(), reason: reason.into() })
+}
+
+/// Writes `parts` to `directory/name` so that the file is there whole or not at all.
+fn write_file<'a>(directory: &Path, name: &str, parts: impl Iterator<Item = &'a [u8]>) -> Result<()> {
+    use std::io::Write;
+    let temporary = directory.join(format!("{name}.tmp"));
+    let mut file = at(&temporary, fs::File::create(&temporary))?;
+    for part in parts {
+        at(&temporary, file.write_all(part))?;
+    }
+    at(&temporary, file.sync_all())?;
+    let path = directory.join(name);
+    at(&path, fs::rename(&temporary, &path))
+}
+
+/// Makes the names in `directory` last; only Unix can and needs to.
+fn sync_directory(directory: &Path) -> Result<()> {
+    if cfg!(unix) {
+        at(directory, fs::File::open(directory).and_then(|file| file.sync_all()))?;
+    }
+    Ok(())
+}
+
+/// Saves `ring` and the state of `rng` to `directory`. `saved` is what the last save or load of this ring gave.
+pub fn save(ring: &Ring, rng: &ChaCha8Rng, saved: Option<&Saved>, directory: &Path) -> Result<Saved> {
+    at(directory, fs::create_dir_all(directory))?;
+    let directory = at(directory, directory.canonicalize())?;
+    let generation = next_generation(&directory)?;
+    let mut chunks = Vec::with_capacity(chunk_count(ring));
+    for index in 0..chunk_count(ring) {
+        let reusable = saved.filter(|saved| !changed(ring, saved.total, index)).and_then(|saved| saved.reusable(index));
+        let kept = reusable.and_then(|(path, entry)| keep(&path, entry, &directory, index, generation));
+        chunks.push(match kept {
+            Some(entry) => entry,
+            None => chunk::write(ring, index, generation, &directory)?,
+        });
+    }
+    sync_directory(&directory)?;
+    let text = Manifest::of(ring, rng, &chunks).to_text();
+    write_file(&directory, manifest::NAME, std::iter::once(text.as_bytes()))?;
+    sync_directory(&directory)?;
+    remove_others(&directory, &chunks);
+    Ok(Saved { directory, total: ring.total(), chunks })
+}
+
+impl Saved {
+    /// The file that holds chunk `index`, if it is still what was written there.
+    fn reusable(&self, index: usize) -> Option<(PathBuf, ChunkEntry)> {
+        let entry = *self.chunks.get(index)?;
+        let path = self.directory.join(chunk::name(index, entry.generation));
+        chunk::matches(&path, &entry).then_some((path, entry))
+    }
+}
+
+/// Uses a file of an earlier save again, by a hard link where it lies elsewhere; `None` where that cannot be done.
+fn keep(path: &Path, entry: ChunkEntry, directory: &Path, index: usize, generation: u64) -> Option<ChunkEntry> {
+    if path.parent() == Some(directory) {
+        return Some(entry);
+    }
+    fs::hard_link(path, directory.join(chunk::name(index, generation))).ok()?;
+    Some(ChunkEntry { generation, ..entry })
+}
+
+/// Whether a row of chunk `index` was written after row `total`, counted per environment.
+fn changed(ring: &Ring, total: u64, index: usize) -> bool {
+    let rows = ring.rows_per_env();
+    let added = ring.total().saturating_sub(total);
+    if added >= rows as u64 || ring.total() < total {
+        return true;
+    }
+    let chunk = positions(ring, index);
+    let start = (total % rows as u64) as usize;
+    let end = start + added as usize;
+    (start.max(chunk.start) < end.min(chunk.end)) || chunk.start + rows < end
+}
+
+/// A number above that of every chunk file in `directory`, so that none is written over.
+fn next_generation(directory: &Path) -> Result<u64> {
+    let mut highest = 0;
+    for entry in at(directory, fs::read_dir(directory))? {
+        let name = at(directory, entry)?.file_name();
+        if let Some((_, generation)) = name.to_str().and_then(chunk::parse_name) {
+            highest = highest.max(generation);
+        }
+    }
+    highest.checked_add(1).ok_or_else(|| Error::Value(format!("{}: no chunk number is left", directory.display())))
+}
+
+/// Removes what no manifest refers to. What cannot be removed does no harm and is tried again at the next save.
+fn remove_others(directory: &Path, chunks: &[ChunkEntry]) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let stale = match chunk::parse_name(name.strip_suffix(".tmp").unwrap_or(name)) {
+            Some((index, generation)) => {
+                name.ends_with(".tmp") || chunks.get(index).is_none_or(|chunk| chunk.generation != generation)
+            }
+            None => false,
+        };
+        if stale {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Loads what `save` wrote, and refuses whatever is not exactly that.
+pub fn load(directory: &Path) -> Result<(Ring, ChaCha8Rng, Saved)> {
+    let directory = at(directory, directory.canonicalize())?;
+    let path = directory.join(manifest::NAME);
+    let manifest = Manifest::read(&path)?;
+    let mut ring = manifest.ring(&path)?;
+    if manifest.rows_per_chunk != rows_per_chunk(&ring) || manifest.chunks.len() != chunk_count(&ring) {
+        return corrupt(&path, "the chunks do not fit the fields and the capacity");
+    }
+    for (index, entry) in manifest.chunks.iter().enumerate() {
+        chunk::read(&mut ring, index, entry, &directory)?;
+    }
+    let rng = manifest.rng();
+    let saved = Saved { directory, total: ring.total(), chunks: manifest.chunks };
+    Ok((ring, rng, saved))
+}

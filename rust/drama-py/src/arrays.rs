@@ -1,0 +1,129 @@
+//! NumPy arrays as bytes, and the checks on the way.
+
+use drama_core::Field;
+use numpy::{PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
+use pyo3::{
+    exceptions::PyValueError,
+    intern,
+    prelude::*,
+    types::{PyDict, PyTuple},
+};
+
+/// A size given as a Python integer.
+pub(crate) fn size(name: &str, value: i64) -> PyResult<usize> {
+    usize::try_from(value).map_err(|_| PyValueError::new_err(format!("{name} must not be negative, got {value}")))
+}
+
+/// The arrays of one `add`, in schema order. `leading` is the shape before the row's own; its sides that are `None`
+/// take their length from the first array. Gives that length, or 1.
+pub(crate) fn columns<'py>(
+    fields: &[Field],
+    given: &Bound<'py, PyDict>,
+    leading: &[Option<usize>],
+) -> PyResult<(usize, Vec<Option<Bound<'py, PyUntypedArray>>>)> {
+    for key in given.keys() {
+        let name: String = key.extract()?;
+        if !fields.iter().any(|field| field.name() == name) {
+            let known: Vec<_> = fields.iter().map(Field::name).collect();
+            return Err(PyValueError::new_err(format!("unknown field {name:?}, expected {}", known.join(", "))));
+        }
+    }
+    let mut leading = leading.to_vec();
+    let mut columns = Vec::with_capacity(fields.len());
+    for field in fields {
+        let Some(value) = given.get_item(field.name())? else {
+            if field.name() == "is_first" {
+                columns.push(None);
+                continue;
+            }
+            return Err(PyValueError::new_err(format!("field {:?} is missing", field.name())));
+        };
+        columns.push(Some(column(field, &value, &mut leading)?));
+    }
+    let rows = if leading.len() > 1 { leading[0].unwrap_or(0) } else { 1 };
+    Ok((rows, columns))
+}
+
+fn column<'py>(
+    field: &Field,
+    value: &Bound<'py, PyAny>,
+    leading: &mut [Option<usize>],
+) -> PyResult<Bound<'py, PyUntypedArray>> {
+    let refuse = |what: &str, got: String, expected: String| {
+        let name = field.name();
+        Err(PyValueError::new_err(format!("field {name:?}: got {what} {got}, expected {expected}")))
+    };
+    let Ok(array) = value.cast::<PyUntypedArray>() else {
+        return refuse("type", value.get_type().name()?.to_string(), "a NumPy array".into());
+    };
+    if !array.dtype().is_equiv_to(&PyArrayDescr::new(value.py(), field.dtype().name())?) {
+        return refuse("dtype", array.dtype().to_string(), field.dtype().name().into());
+    }
+    let shape = array.shape();
+    let matches = shape.len() == leading.len() + field.shape().len()
+        && leading.iter().zip(shape).all(|(side, got)| side.is_none_or(|side| side == *got))
+        && shape[leading.len()..] == *field.shape();
+    if !matches {
+        let sides = leading.iter().map(|side| side.map_or("T".into(), |side| side.to_string()));
+        let sides: Vec<String> = sides.chain(field.shape().iter().map(usize::to_string)).collect();
+        return refuse("shape", format!("{shape:?}"), format!("[{}]", sides.join(", ")));
+    }
+    if !array.is_c_contiguous() {
+        return refuse("an array that is", "not C-contiguous".into(), "a C-contiguous one".into());
+    }
+    for (side, got) in leading.iter_mut().zip(shape) {
+        *side = Some(*got);
+    }
+    Ok(array.clone())
+}
+
+/// Number of bytes of a contiguous array.
+fn nbytes(array: &Bound<'_, PyUntypedArray>) -> usize {
+    array.len() * array.dtype().itemsize()
+}
+
+/// The bytes of a C-contiguous array.
+pub(crate) fn bytes<'a>(array: &'a Bound<'_, PyUntypedArray>) -> &'a [u8] {
+    if array.is_empty() {
+        return &[];
+    }
+    // SAFETY: `array` is C-contiguous, so its data spans this many bytes, and is kept alive by the borrow. As for
+    // every NumPy function, a thread that writes to it meanwhile gets mixed data, which is plain bytes here.
+    unsafe { std::slice::from_raw_parts((*array.as_array_ptr()).fields.data.cast::<u8>(), nbytes(array)) }
+}
+
+/// Arrays that a batch is gathered into, `[leading..., ...]` for each field.
+pub(crate) struct Outputs<'py>(Vec<Bound<'py, PyUntypedArray>>);
+
+impl<'py> Outputs<'py> {
+    pub(crate) fn new(py: Python<'py>, fields: &[Field], leading: [usize; 2]) -> PyResult<Self> {
+        let empty = py.import(intern!(py, "numpy"))?.getattr(intern!(py, "empty"))?;
+        let array = |field: &Field| {
+            let shape = PyTuple::new(py, [&leading, field.shape()].concat())?;
+            Ok(empty.call1((shape, field.dtype().name()))?.cast_into::<PyUntypedArray>()?)
+        };
+        fields.iter().map(array).collect::<PyResult<_>>().map(Self)
+    }
+
+    /// The memory of the arrays.
+    pub(crate) fn bytes(&mut self) -> Vec<&mut [u8]> {
+        let slice = |array: &Bound<'py, PyUntypedArray>| {
+            if array.is_empty() {
+                return &mut [][..];
+            }
+            // SAFETY: made by `new` as contiguous arrays of plain numbers that nothing else knows of yet; any byte
+            // is a valid `u8`, and the borrow of `self` keeps them alive.
+            unsafe { std::slice::from_raw_parts_mut((*array.as_array_ptr()).fields.data.cast::<u8>(), nbytes(array)) }
+        };
+        self.0.iter().map(slice).collect()
+    }
+
+    /// Hands the arrays over by field name.
+    pub(crate) fn into_dict(self, py: Python<'py>, fields: &[Field]) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        for (field, array) in fields.iter().zip(self.0) {
+            dict.set_item(field.name(), array)?;
+        }
+        Ok(dict)
+    }
+}

@@ -1,0 +1,61 @@
+//! `DynamicFrequency`: counters and weights of frequency-based sampling.
+
+use std::sync::Mutex;
+
+use drama_core::{Counters, DynamicFrequency as Core};
+use numpy::{PyArray1, PyReadonlyArray1};
+use pyo3::prelude::*;
+
+use crate::{
+    arrays::size,
+    error::{lock, to_python},
+    replay::Replay,
+};
+
+type Counts<'py> = Bound<'py, PyArray1<u32>>;
+
+/// Counters of dynamic frequency-based sampling, bound to the first buffer they are used with.
+#[pyclass(frozen, module = "drama._native")]
+pub(crate) struct DynamicFrequency {
+    pub(crate) core: Mutex<Core>,
+}
+
+#[pymethods]
+impl DynamicFrequency {
+    #[new]
+    fn new(temperature: f64, ratio: f64, alpha: f64, beta: f64) -> PyResult<Self> {
+        let core = Core::new(temperature, ratio, alpha, beta).map_err(to_python)?;
+        Ok(Self { core: Mutex::new(core) })
+    }
+
+    /// The counts n and b of every slot of `replay`.
+    fn counts<'py>(&self, py: Python<'py>, replay: &Replay) -> PyResult<(Counts<'py>, Counts<'py>)> {
+        let counters = py.detach(|| {
+            let ring = replay.read();
+            lock(&self.core).counters(&ring).cloned()
+        });
+        let counters = counters.map_err(to_python)?;
+        Ok((PyArray1::from_vec(py, counters.n), PyArray1::from_vec(py, counters.b)))
+    }
+
+    /// Counts n and b, rows seen per environment, number of environments.
+    fn state<'py>(&self, py: Python<'py>) -> (Counts<'py>, Counts<'py>, u64, usize) {
+        let Counters { n, b, seen, num_envs } = py.detach(|| lock(&self.core).export().clone());
+        (PyArray1::from_vec(py, n), PyArray1::from_vec(py, b), seen, num_envs)
+    }
+
+    /// Takes over what `state` gave.
+    #[allow(clippy::needless_pass_by_value)] // PyO3 hands over arrays by value.
+    fn set_state(
+        &self,
+        py: Python<'_>,
+        n: PyReadonlyArray1<'_, u32>,
+        b: PyReadonlyArray1<'_, u32>,
+        seen: u64,
+        num_envs: i64,
+    ) -> PyResult<()> {
+        let (n, b) = (n.as_array().to_vec(), b.as_array().to_vec());
+        let counters = Counters { n, b, seen, num_envs: size("num_envs", num_envs)? };
+        py.detach(|| lock(&self.core).import(counters)).map_err(to_python)
+    }
+}

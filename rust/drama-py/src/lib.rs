@@ -1,0 +1,20 @@
+//! The extension module `drama._native`: parses, releases the interpreter, calls the core, converts.
+
+mod arrays;
+mod atari;
+mod dfs;
+mod error;
+mod replay;
+
+use pyo3::prelude::*;
+
+/// Native half of `drama`; use it through `drama.replay` and `drama.envs`.
+#[pymodule]
+mod _native {
+    #[pymodule_export]
+    #[allow(non_upper_case_globals)] // Python's name.
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+
+    #[pymodule_export]
+    use super::{atari::AtariStepper, dfs::DynamicFrequency, replay::Replay};
+}
