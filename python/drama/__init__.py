@@ -4,6 +4,8 @@ The package root imports nothing heavy: `drama.replay` needs NumPy only, `drama.
 everything else the `train` extra.
 """
 
-from drama._native import __version__
+from importlib.metadata import version
+
+__version__ = version("drama-rl")
 
 __all__ = ["__version__"]

@@ -280,9 +280,7 @@ def _cpu() -> Config:
         preset="cpu",
         env=EnvConfig(grayscale=True),
         world_model=WorldModelConfig(
-            vision=VisionConfig(
-                channels=(16, 24, 32, 48), strides=(2, 2, 2, 2), output="linear", mean_pixel_bias=True
-            ),
+            vision=VisionConfig(channels=(16, 24, 32, 48), strides=(2, 2, 2, 2), output="linear", mean_pixel_bias=True),
             latent=LatentConfig(variables=16, classes=16),
             sequence=SequenceConfig(width=192, head_dim=32),
             head_units=128,

@@ -12,7 +12,9 @@ from drama.models.world_model import WorldModel
 
 
 @torch.no_grad()
-def dream_frames(model: WorldModel, obs: Tensor, action: Tensor, is_first: Tensor, context: int) -> tuple[Tensor, Tensor]:
+def dream_frames(
+    model: WorldModel, obs: Tensor, action: Tensor, is_first: Tensor, context: int
+) -> tuple[Tensor, Tensor]:
     """Reconstruct real steps, and dream on from their first `context` frames with the same actions.
 
     Args:

@@ -19,8 +19,8 @@ class MetricsWriter:
     """Writes `metrics.jsonl` and TensorBoard events into a run folder.
 
     Each line of `metrics.jsonl` is one flat object with `event`, `step`, `time` (seconds since the epoch) and the
-    values; `pandas.read_json(path, lines=True)` reads it. A resumed run appends, after `keep_until` has dropped what lay
-    beyond the checkpoint.
+    values; `pandas.read_json(path, lines=True)` reads it. A resumed run appends, after `keep_until` has dropped what
+    lay beyond the checkpoint.
     """
 
     def __init__(self, folder: Path, keep_until: int | None = None) -> None:

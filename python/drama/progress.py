@@ -13,7 +13,6 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
-
 SHOWN = {
     "episode_return": "last episode return",
     "world_model/reconstruction": "reconstruction loss",
@@ -42,7 +41,9 @@ class ProgressDisplay:
         self._start = start
         self._began = time.perf_counter()
         self._bar = Progress(
-            TextColumn("step {task.completed:,.0f} of {task.total:,.0f}"), BarColumn(bar_width=None), TaskProgressColumn()
+            TextColumn("step {task.completed:,.0f} of {task.total:,.0f}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
         )
         self._task = self._bar.add_task("train", total=steps, completed=start)
         self._live = Live(self._bar, console=self._console, refresh_per_second=4) if self._console.is_terminal else None

@@ -36,8 +36,8 @@ class Display(Protocol):
 class Trainer:
     """One training run in one folder.
 
-    A new run creates the folder; `Trainer.resume` goes on from its last checkpoint. All that decides the future of a run
-    is in the checkpoint: networks, optimizers, replay, counters, random states, emulator, and the agent's memory.
+    A new run creates the folder; `Trainer.resume` goes on from its last checkpoint. All that decides the future of a
+    run is in the checkpoint: networks, optimizers, replay, counters, random states, emulator, and the agent's memory.
 
     Raises:
         ValueError: for a config that cannot work, or a folder that exists.
@@ -98,7 +98,7 @@ class Trainer:
         return self.step >= self.config.steps
 
     def save(self) -> Path:
-        """Write a checkpoint of this instant. Raises FloatingPointError if the networks hold values that are not finite."""
+        """Write a checkpoint of this instant. Raises FloatingPointError if a network holds a non-finite value."""
         learner = self.learner.state_dict()
         for network in ("world_model", "agent"):
             for name, value in learner[network].items():
@@ -233,9 +233,7 @@ class Trainer:
         steps = min(DREAM_STEPS, train.batch_length)
         batch = self.learner.to_batch(self._replay.sample(DREAM_ROWS, steps, sampler=Uniform()))
         with self.learner.autocast:
-            pictures = dream_frames(
-                self.learner.world_model, batch.obs, batch.action, batch.is_first, train.context
-            )
+            pictures = dream_frames(self.learner.world_model, batch.obs, batch.action, batch.is_first, train.context)
         video = dream_video(batch.obs, *pictures, train.context)
         self._metrics.video("dream", self.step, video)
         self._metrics.image("reconstruction", self.step, dream_strip(video))

@@ -19,8 +19,8 @@ from drama.models.heads import TwoHot, mlp
 class ActorCritic(nn.Module):
     """REINFORCE actor with a two-hot critic and a slow copy of it (as in DreamerV3, arXiv 2301.04104).
 
-    Losses are returned, never stepped; running statistics and the slow critic are buffers and parameters of this module, so
-    a checkpoint holds them. They change only in `observe_features`, `loss` and `update_slow_critic`.
+    Losses are returned, never stepped. Running statistics and the slow critic are buffers and parameters of this
+    module, so a checkpoint holds them; they change only in `observe_features`, `loss` and `update_slow_critic`.
     """
 
     def __init__(self, config: AgentConfig, features: int, actions: int, bins: int, bin_limit: float) -> None:

@@ -39,9 +39,13 @@ class Player:
         return result
 
     def get_state(self) -> tuple[torch.Tensor, State]:
-        """The memory of all environments, for a checkpoint."""
-        return self._d, self._state
+        """The memory of all environments, for a checkpoint: tensors in plain tuples."""
+        return self._d, _plain(self._state)
 
     def set_state(self, state: tuple[torch.Tensor, State]) -> None:
         """Go on from what `get_state` returned."""
         self._d, self._state = state
+
+
+def _plain(state: State) -> State:
+    return state if isinstance(state, torch.Tensor) else tuple(_plain(part) for part in state)

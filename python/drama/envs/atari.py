@@ -31,7 +31,8 @@ class AtariEnv(gymnasium.Env[Frame, np.int64]):
     """One Atari game: four emulator frames per step, the last two pooled, resized by area.
 
     Sticky actions are off and the action set is minimal, as in Atari100k. The first `reset` must be given a seed for a
-    reproducible run; later ones without a seed go on with the same random numbers. `info` holds `lives` and `life_lost`.
+    reproducible run; later ones without a seed go on with the same random numbers. `info` holds `lives` and
+    `life_lost`.
 
     Args:
         game: name as in `ALE/<game>-v5`.
@@ -42,8 +43,10 @@ class AtariEnv(gymnasium.Env[Frame, np.int64]):
     """
 
     def __init__(self, game: str, config: EnvConfig) -> None:
-        if game not in (games := atari_games()):
-            raise ValueError(f"game: {game!r} is unknown{did_you_mean(game, games)}; `drama games` lists all {len(games)}")
+        games = atari_games()
+        if game not in games:
+            hint = did_you_mean(game, games)
+            raise ValueError(f"game: {game!r} is unknown{hint}; `drama games` lists all {len(games)}")
         ale_env = gymnasium.make(
             f"ALE/{game}-v5",
             obs_type="grayscale",
@@ -58,7 +61,7 @@ class AtariEnv(gymnasium.Env[Frame, np.int64]):
             ale_env.ale, frame_skip=config.frame_skip, size=(config.size, config.size), grayscale=config.grayscale
         )
         self._noop_max = NOOP_MAX if config.protocol == "standard" else 0
-        self._actions = [int(action) for action in ale_env.ale.getMinimalActionSet()]
+        self._actions = [action.value for action in ale_env.ale.getMinimalActionSet()]
         self._lives = 0
         shape = (config.size, config.size, 1 if config.grayscale else 3)
         self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
@@ -103,10 +106,10 @@ class AtariEnv(gymnasium.Env[Frame, np.int64]):
         )
 
     def set_state(self, state: bytes) -> None:
-        """Go on from what `get_state` returned, in this or another process. The environment must have been reset once."""
+        """Go on from what `get_state` returned, in any process. The environment must have been reset once."""
         values = pickle.loads(state)
         self._env.ale.restoreSystemState(values["ale"])
-        self._stepper.set_state(*values["screens"])
+        self._stepper.set_state(values["screens"])
         self._env.np_random.bit_generator.state = values["random"]
         self._lives = values["lives"]
 

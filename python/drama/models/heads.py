@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from drama.models.norm import RMSNorm
+
 
 def mlp(inputs: int, units: int, layers: int, outputs: int, *, output_scale: float = 1.0) -> nn.Sequential:
     """`layers` of linear, RMS norm, SiLU, then a linear output whose initial weights are scaled by `output_scale`."""
     modules: list[nn.Module] = []
     for i in range(layers):
-        modules += [nn.Linear(inputs if i == 0 else units, units, bias=False), nn.RMSNorm(units, eps=1e-5), nn.SiLU()]
+        modules += [nn.Linear(inputs if i == 0 else units, units, bias=False), RMSNorm(units), nn.SiLU()]
     last = nn.Linear(units, outputs)
     with torch.no_grad():
         last.weight.mul_(output_scale)

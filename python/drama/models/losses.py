@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from drama.models.latent import kl_divergence
@@ -13,9 +12,7 @@ def reconstruction_loss(predicted: Tensor, target: Tensor) -> Tensor:
     return (predicted.float() - target.float()).square().sum((-3, -2, -1)).mean()
 
 
-def kl_losses(
-    posterior: Tensor, prior: Tensor, is_first: Tensor, free_bits: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def kl_losses(posterior: Tensor, prior: Tensor, is_first: Tensor, free_bits: float) -> tuple[Tensor, Tensor, Tensor]:
     """The dynamics and representation losses of a batch of sequences.
 
     The prior predicted after step t answers for the posterior of step t + 1, unless step t + 1 opens an episode. The

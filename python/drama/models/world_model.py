@@ -1,7 +1,7 @@
 """The world model: frames to categorical latents, a sequence model over them, and what it predicts.
 
-Time convention (one for the package): at step t the agent sees frame o_t, acts a_t, and receives r_t and
-terminated_t. `d_t = f(d_{t-1}, z_t, a_t)`; from `d_t` come the prior of z_{t+1}, r_t, and whether a_t ended the episode.
+Time convention (one for the package): at step t the agent sees frame o_t, acts a_t, and receives r_t and terminated_t.
+`d_t = f(d_{t-1}, z_t, a_t)`; from `d_t` come the prior of z_{t+1}, r_t, and whether a_t ended the episode.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from drama.config import WorldModelConfig
 from drama.models import latent, sequence
 from drama.models.heads import TwoHot, mlp
 from drama.models.losses import kl_losses, reconstruction_loss
+from drama.models.norm import RMSNorm
 from drama.models.sequence.base import State
 from drama.models.vision import Decoder, Encoder, to_unit
 
@@ -47,7 +48,7 @@ class WorldModel(nn.Module):
         self.posterior = nn.Linear(self.encoder.features, self.latents)
         self.decoder = Decoder(config.vision, size, channels, self.latents)
         self.stem = nn.Sequential(
-            nn.Linear(self.latents + actions, self.width, bias=False), nn.RMSNorm(self.width, eps=1e-5), nn.SiLU()
+            nn.Linear(self.latents + actions, self.width, bias=False), RMSNorm(self.width), nn.SiLU()
         )
         self.sequence = sequence.build(config.sequence)
         self.prior = nn.Linear(self.width, self.latents)
@@ -80,9 +81,7 @@ class WorldModel(nn.Module):
         """One flat one-hot sample `[..., latents]`, without gradient."""
         return latent.sample(log_probs).flatten(-2)
 
-    def forward(
-        self, z: Tensor, action: Tensor, is_first: Tensor, state: State | None = None
-    ) -> tuple[Tensor, State]:
+    def forward(self, z: Tensor, action: Tensor, is_first: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """`d[B, T, width]` after each step of `z[B, T, latents]` and `action[B, T]`, and the state after the last."""
         return self.sequence(self._tokens(z, action), is_first, state)
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from drama.models.norm import RMSNorm
+
 State = Any  # a nested tuple of tensors, batch first; opaque to the caller
 
 
@@ -26,15 +28,11 @@ class SequenceModel(nn.Module, ABC):
         """The state before the first token, for `batch` independent streams, on the module's device."""
 
     @abstractmethod
-    def forward(
-        self, x: Tensor, is_first: Tensor | None = None, state: State | None = None
-    ) -> tuple[Tensor, State]:
-        """Evaluate `x[B, T, D]` with `is_first[B, T]` (bool; None: no episode starts); returns `y[B, T, D]` and the state."""
+    def forward(self, x: Tensor, is_first: Tensor | None = None, state: State | None = None) -> tuple[Tensor, State]:
+        """Evaluate `x[B, T, D]` with `is_first[B, T]` (bool; None: no starts); returns `y[B, T, D]` and the state."""
 
     @abstractmethod
-    def step(
-        self, x: Tensor, is_first: Tensor | None, state: State
-    ) -> tuple[Tensor, State]:
+    def step(self, x: Tensor, is_first: Tensor | None, state: State) -> tuple[Tensor, State]:
         """Evaluate one token `x[B, D]` with `is_first[B]`; returns `y[B, D]` and the next state."""
 
 
@@ -44,15 +42,13 @@ class ResidualStack(SequenceModel):
     def __init__(self, mixers: Sequence[SequenceModel], width: int) -> None:
         super().__init__()
         self.mixers = nn.ModuleList(mixers)
-        self.norms = nn.ModuleList(nn.RMSNorm(width, eps=1e-5) for _ in mixers)
-        self.final_norm = nn.RMSNorm(width, eps=1e-5)
+        self.norms = nn.ModuleList(RMSNorm(width) for _ in mixers)
+        self.final_norm = RMSNorm(width)
 
     def initial_state(self, batch: int) -> State:
         return tuple(mixer.initial_state(batch) for mixer in self.mixers)
 
-    def forward(
-        self, x: Tensor, is_first: Tensor | None = None, state: State | None = None
-    ) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, is_first: Tensor | None = None, state: State | None = None) -> tuple[Tensor, State]:
         states = (None,) * len(self.mixers) if state is None else state
         return self._run(x, states, lambda mixer, h, s: mixer(h, is_first, s))
 

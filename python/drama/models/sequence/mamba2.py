@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from drama.models.norm import GatedRMSNorm
 from drama.models.sequence.base import SequenceModel, episode_segments
 
 
@@ -19,19 +20,7 @@ class Mamba2State(NamedTuple):
     """What one Mamba-2 layer remembers between calls."""
 
     conv: Tensor  # [B, d_conv - 1, conv_dim], the last inputs of the convolution, zero before an episode start
-    ssm: Tensor  # [B, heads, headdim, d_state], float32
-
-
-class GatedRMSNorm(nn.Module):
-    """RMS norm of `y * silu(gate)`; `norm_before_gate=False` in Mamba-2's terms."""
-
-    def __init__(self, width: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, y: Tensor, gate: Tensor) -> Tensor:
-        return F.rms_norm((y * F.silu(gate)).float(), self.weight.shape, self.weight, self.eps)
+    ssm: Tensor  # [B, heads, headdim, d_state], in the precision of the parameters
 
 
 class Mamba2(SequenceModel):
@@ -82,23 +71,21 @@ class Mamba2(SequenceModel):
         self.out_proj = nn.Linear(d_inner, d_model, bias=False)
 
     def initial_state(self, batch: int) -> Mamba2State:
-        device = self.D.device
         return Mamba2State(
-            conv=torch.zeros(batch, self.d_conv - 1, self.conv_dim, device=device),
-            ssm=torch.zeros(batch, self.nheads, self.headdim, self.d_state, device=device),
+            conv=self.D.new_zeros(batch, self.d_conv - 1, self.conv_dim),
+            ssm=self.D.new_zeros(batch, self.nheads, self.headdim, self.d_state),
         )
 
     def forward(
         self, x: Tensor, is_first: Tensor | None = None, state: Mamba2State | None = None
     ) -> tuple[Tensor, Mamba2State]:
         batch, length, _ = x.shape
-        if state is None:
-            state = self.initial_state(batch)
+        conv, ssm = self.initial_state(batch) if state is None else state
         segment = episode_segments(is_first)
         gate, xbc, dt = self._project(x)
-        xbc, conv = self._convolve(xbc, segment, state.conv)
+        xbc, conv = self._convolve(xbc, segment, conv)
         u, b, c = self._split(xbc)
-        y, ssm = ssd_scan(u, dt, -torch.exp(self.A_log.float()), b, c, segment, state.ssm, self.chunk_size)
+        y, ssm = ssd_scan(u, dt, -torch.exp(self.A_log), b, c, segment, ssm, self.chunk_size)
         y = y + u * self.D[:, None]
         return self.out_proj(self.norm(y.reshape(batch, length, self.d_inner), gate)), Mamba2State(conv, ssm)
 
@@ -113,15 +100,15 @@ class Mamba2(SequenceModel):
         xbc = F.silu((window * self.conv1d.weight[:, 0].T).sum(1) + self.conv1d.bias)
         u, b, c = self._split(xbc)
         heads_per_group = self.nheads // self.ngroups
-        b, c = (v.float().repeat_interleave(heads_per_group, dim=1)[:, :, None] for v in (b, c))
-        decay = torch.exp(dt * -torch.exp(self.A_log.float()))
+        b, c = (v.to(ssm.dtype).repeat_interleave(heads_per_group, dim=1)[:, :, None] for v in (b, c))
+        decay = torch.exp(dt * -torch.exp(self.A_log))
         ssm = ssm * decay[..., None, None] + (dt[..., None] * u)[..., None] * b
         y = (ssm * c).sum(-1) + u * self.D[:, None]
         return self.out_proj(self.norm(y.flatten(1), gate)), Mamba2State(window[:, 1:], ssm)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gate, xbc, dt = self.in_proj(x).split([self.d_inner, self.conv_dim, self.nheads], dim=-1)
-        return gate, xbc, F.softplus(dt.float() + self.dt_bias)
+        return gate, xbc, F.softplus(dt.to(self.dt_bias.dtype) + self.dt_bias)
 
     def _split(self, xbc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         groups = self.ngroups * self.d_state
@@ -168,7 +155,7 @@ def ssd_scan(
 
     Args:
         x: `[B, T, H, P]` inputs per head.
-        dt: `[B, T, H]` positive step sizes, float32.
+        dt: `[B, T, H]` positive step sizes.
         a: `[H]` negative rates.
         b: `[B, T, G, N]` input maps, shared by H / G heads.
         c: `[B, T, G, N]` output maps.
@@ -177,9 +164,9 @@ def ssd_scan(
         chunk_size: tokens per chunk.
 
     Returns:
-        `y[B, T, H, P]` and the state after the last token, float32.
+        `y[B, T, H, P]` and the state after the last token.
     """
-    batch, length, heads, _ = x.shape
+    length = x.shape[1]
     groups = b.shape[2]
     size = min(chunk_size, length)
     pad = -length % size
@@ -207,7 +194,7 @@ def ssd_scan(
     last = segment[..., -1:]
     to_end = torch.exp(total[..., -1:] - total) * (segment == last)[:, :, None]
     weighted = (x * to_end[..., None].to(x.dtype)).unflatten(2, (groups, -1))
-    added = (weighted.transpose(-1, -2) @ b[:, :, :, None]).flatten(2, 3).float()
+    added = (weighted.transpose(-1, -2) @ b[:, :, :, None]).flatten(2, 3).to(state.dtype)
     entering = torch.cat([torch.zeros_like(last[:, :1]), last[:, :-1]], dim=1)  # the episode each chunk continues
     through = torch.exp(total[..., -1]) * (last == entering)
     states = []

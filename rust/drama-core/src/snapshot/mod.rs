@@ -130,12 +130,9 @@ fn remove_others(directory: &Path, chunks: &[ChunkEntry]) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
-        let stale = match chunk::parse_name(name.strip_suffix(".tmp").unwrap_or(name)) {
-            Some((index, generation)) => {
-                name.ends_with(".tmp") || chunks.get(index).is_none_or(|chunk| chunk.generation != generation)
-            }
-            None => false,
-        };
+        let (name, unfinished) = name.strip_suffix(".tmp").map_or((name, false), |name| (name, true));
+        let Some((index, generation)) = chunk::parse_name(name) else { continue };
+        let stale = unfinished || chunks.get(index).is_none_or(|chunk| chunk.generation != generation);
         if stale {
             let _ = fs::remove_file(entry.path());
         }

@@ -1,0 +1,71 @@
+# `make demo` and `make test` do all the set-up themselves, on a machine with Python 3.10 or newer, Rust, a C compiler and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN ?= runs/demo
+DEMO_STEPS ?= 5000
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
+
+.PHONY: help demo test test-rust test-python test-slow lint format bench build wheel clean
+
+help:
+	@echo "make demo    set up, train on Pong for a few minutes, evaluate, dream"
+	@echo "make test    set up, then the Rust and the Python tests"
+	@echo "make lint    ruff, mypy, stubtest, cargo fmt, clippy"
+	@echo "make format  format Python and Rust"
+	@echo "make bench   the benchmarks"
+	@echo "make wheel   an abi3 wheel in dist/"
+
+# Each stamp is a step of the set-up; it runs again when what it depends on has changed.
+$(VENV)/.created:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed") if sys.version_info < (3, 10) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade 'pip>=25.1'
+	touch $@
+
+$(VENV)/.built: $(VENV)/.created pyproject.toml $(RUST_SOURCES)
+	$(PIP) 'maturin>=1.8,<2'
+	$(PIP) --editable '.[train]' --constraint requirements.lock
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.built
+	$(PIP) --group test --group lint --constraint requirements.lock
+	touch $@
+
+build: $(VENV)/.built
+
+demo: $(VENV)/.built
+	rm -rf $(RUN)
+	$(BIN)/drama train Pong --preset cpu --steps $(DEMO_STEPS) --run $(RUN)
+
+test: test-rust test-python
+
+test-rust:
+	cargo test --release --quiet
+
+test-python: $(VENV)/.dev
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest drama._native
+	cargo fmt --check
+	cargo clippy --workspace --all-targets --quiet -- -D warnings
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	cargo fmt
+
+wheel: $(VENV)/.created
+	$(PIP) 'maturin>=1.8,<2'
+	$(BIN)/maturin build --release --out dist
+
+clean:
+	rm -rf $(VENV) target dist
