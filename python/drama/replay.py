@@ -65,7 +65,7 @@ class DynamicFrequency:
         beta: weight of the world model's use beyond imagination's.
 
     Raises:
-        ValueError: an argument is negative or not finite, or `temperature` is 0.
+        ValueError: `temperature` is not above 0, or another argument is not from 0 to 1e6.
     """
 
     def __init__(

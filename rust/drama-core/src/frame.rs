@@ -47,7 +47,7 @@ pub struct Screens {
     height: usize,
     width: usize,
     table: [u32; 256],
-    screens: [Vec<u8>; 2],
+    images: [Vec<u8>; 2],
     resize: AreaResize,
 }
 
@@ -59,18 +59,18 @@ impl Screens {
             return Error::value(format!("a screen of {height} x {width} is too large"));
         };
         let resize = AreaResize::new((height, width), size)?;
-        let screens = [vec![0; bytes], vec![0; bytes]];
-        Ok(Self { colours, height, width, table: [UNKNOWN; 256], screens, resize })
+        let images = [vec![0; bytes], vec![0; bytes]];
+        Ok(Self { colours, height, width, table: [UNKNOWN; 256], images, resize })
     }
 
     /// Bytes of one screen as `screen` and `set_screens` use it.
     pub fn screen_bytes(&self) -> usize {
-        self.screens[0].len()
+        self.images[0].len()
     }
 
     /// The colours of one screen.
     pub fn screen(&self, slot: Slot) -> &[u8] {
-        &self.screens[slot as usize]
+        &self.images[slot as usize]
     }
 
     /// Puts back what `screen` gave.
@@ -80,21 +80,21 @@ impl Screens {
                 return Error::value(format!("a screen has {} bytes, expected {}", bytes.len(), self.screen_bytes()));
             }
         }
-        self.screens[0].copy_from_slice(last);
-        self.screens[1].copy_from_slice(previous);
+        self.images[0].copy_from_slice(last);
+        self.images[1].copy_from_slice(previous);
         Ok(())
     }
 
     /// Makes the previous screen black.
     pub fn clear_previous(&mut self) {
-        self.screens[1].fill(0);
+        self.images[1].fill(0);
     }
 
     /// Takes a screen of colour indices. `false` where it has a colour not learnt yet; the screen must then be
     /// taken again after `learn`.
     pub fn take(&mut self, slot: Slot, indices: &[u8]) -> Result<bool> {
         self.check("screen", indices.len(), 1)?;
-        let screen = &mut self.screens[slot as usize];
+        let screen = &mut self.images[slot as usize];
         let mut seen = 0;
         match self.colours {
             Colours::Gray => {
@@ -136,7 +136,7 @@ impl Screens {
 
     /// Sets the last screen to the maximum of both, channel by channel.
     pub fn pool(&mut self) {
-        let [last, previous] = &mut self.screens;
+        let [last, previous] = &mut self.images;
         for (pixel, &other) in last.iter_mut().zip(previous.iter()) {
             *pixel = (*pixel).max(other);
         }
@@ -145,8 +145,8 @@ impl Screens {
     /// Writes the last screen, resized, to `out` `[height, width, channels]`.
     pub fn show(&mut self, out: &mut [u8]) -> Result<()> {
         match self.colours {
-            Colours::Gray => self.resize.apply::<1, 1>(&self.screens[0], out),
-            Colours::Rgb => self.resize.apply::<4, 3>(&self.screens[0], out),
+            Colours::Gray => self.resize.apply::<1, 1>(&self.images[0], out),
+            Colours::Rgb => self.resize.apply::<4, 3>(&self.images[0], out),
         }
     }
 }
@@ -194,13 +194,7 @@ impl AreaResize {
         }
         self.line.resize(pitch, 0.0);
         for (taps, target) in self.rows.iter().zip(out.chunks_exact_mut(self.target.1 * CHANNELS)) {
-            let rows = image[taps.first * pitch..].chunks_exact(pitch);
-            self.line.fill(0.0);
-            for (&share, row) in taps.shares.iter().zip(rows) {
-                for (sum, &value) in self.line.iter_mut().zip(row) {
-                    *sum += share * f32::from(value);
-                }
-            }
+            blend(&taps.shares, &image[taps.first * pitch..], pitch, &mut self.line);
             let pixels = self.line.as_chunks::<STRIDE>().0;
             for (taps, pixel) in self.columns.iter().zip(target.as_chunks_mut::<CHANNELS>().0) {
                 let mut sums = [0.5; STRIDE];
@@ -215,6 +209,26 @@ impl AreaResize {
             }
         }
         Ok(())
+    }
+}
+
+/// Adds up rows of `pitch` bytes, each times its share. In blocks, so that the sums stay in registers.
+fn blend(shares: &[f32], rows: &[u8], pitch: usize, line: &mut [f32]) {
+    const BLOCK: usize = 16;
+    let (blocks, rest) = line.as_chunks_mut::<BLOCK>();
+    let tail = blocks.len() * BLOCK;
+    for (index, block) in blocks.iter_mut().enumerate() {
+        let mut sums = [0.0; BLOCK];
+        for (&share, row) in shares.iter().zip(rows.chunks_exact(pitch)) {
+            for (sum, &value) in sums.iter_mut().zip(&row[index * BLOCK..][..BLOCK]) {
+                *sum += share * f32::from(value);
+            }
+        }
+        *block = sums;
+    }
+    for (index, sum) in rest.iter_mut().enumerate() {
+        *sum =
+            shares.iter().zip(rows.chunks_exact(pitch)).map(|(share, row)| share * f32::from(row[tail + index])).sum();
     }
 }
 

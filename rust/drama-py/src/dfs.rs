@@ -45,7 +45,6 @@ impl DynamicFrequency {
     }
 
     /// Takes over what `state` gave.
-    #[allow(clippy::needless_pass_by_value)] // PyO3 hands over arrays by value.
     fn set_state(
         &self,
         py: Python<'_>,

@@ -149,7 +149,6 @@ impl Replay {
     }
 
     /// Sequences from the given starts.
-    #[allow(clippy::needless_pass_by_value)] // PyO3 hands over arrays by value.
     fn gather<'py>(
         &self,
         py: Python<'py>,

@@ -1,6 +1,6 @@
 //! Dynamic frequency-based sampling: starts used less often are drawn more often.
 
-use std::{collections::HashSet, ops::Range};
+use std::ops::Range;
 
 use rand::{Rng, RngExt};
 
@@ -62,8 +62,8 @@ impl DynamicFrequency {
             return Error::value(format!("temperature must be finite and above 0, got {temperature}"));
         }
         for (name, value) in [("ratio", ratio), ("alpha", alpha), ("beta", beta)] {
-            if !(value.is_finite() && value >= 0.0) {
-                return Error::value(format!("{name} must be finite and at least 0, got {value}"));
+            if !(0.0..=1e6).contains(&value) {
+                return Error::value(format!("{name} must be from 0 to 1e6, got {value}"));
             }
         }
         let counters = Counters::default();
@@ -201,14 +201,18 @@ impl DynamicFrequency {
 /// far are set to zero. The caller restores them.
 fn draw_distinct(tree: &mut SumTree, count: usize, rng: &mut impl Rng) -> Option<Vec<usize>> {
     let mut drawn = Vec::with_capacity(count);
-    let mut seen = HashSet::with_capacity(count);
+    // Fewer than half of the table is ever used, so a free place is near.
+    let mut seen = vec![usize::MAX; (2 * count).next_power_of_two()];
     let mut zeroed = 0;
     while drawn.len() < count {
         let block = BLOCK.min(count - drawn.len());
         let before = drawn.len();
-        for _ in 0..block {
-            let leaf = tree.find(rng.random())?;
-            if seen.insert(leaf) {
+        let mut points = [0.0; BLOCK];
+        points[..block].fill_with(|| rng.random());
+        let mut leaves = [0; BLOCK];
+        tree.find(&mut points[..block], &mut leaves[..block])?;
+        for &leaf in &leaves[..block] {
+            if insert(&mut seen, leaf) {
                 drawn.push(leaf);
             }
         }
@@ -218,4 +222,19 @@ fn draw_distinct(tree: &mut SumTree, count: usize, rng: &mut impl Rng) -> Option
         }
     }
     Some(drawn)
+}
+
+/// Adds `leaf` to an open-addressed table; `false` where it was there.
+fn insert(table: &mut [usize], leaf: usize) -> bool {
+    let mask = table.len() - 1;
+    // A multiplicative hash; neighbouring leaves must not share a run of places.
+    let mut place = leaf.wrapping_mul(0x9E37_79B9) >> 7 & mask;
+    while table[place] != usize::MAX {
+        if table[place] == leaf {
+            return false;
+        }
+        place = (place + 1) & mask;
+    }
+    table[place] = leaf;
+    true
 }

@@ -2,60 +2,79 @@
 
 /// Children of one node: one cache line of nodes.
 const FANOUT: usize = 8;
-/// Beyond this, exponents saturate.
-const EXPONENT_LIMIT: f64 = (1 << 30) as f64;
+/// The largest point that `find` takes.
+const BELOW_ONE: f64 = 1.0 - f64::EPSILON;
+/// Beyond this, exponents saturate. The difference of any two exponents fits an `i32`.
+const EXPONENT_LIMIT: f64 = (1 << 29) as f64;
 
-/// The number `mantissa * 2^exponent`, with a mantissa in [1, 2), or zero with all bits zero.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// The number `mantissa * 2^exponent`, with a mantissa in [1, 2], or zero with an exponent below all others.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Weight {
     mantissa: f32,
     exponent: i32,
 }
 
 impl Weight {
-    pub(super) const ZERO: Weight = Weight { mantissa: 0.0, exponent: 0 };
+    pub(super) const ZERO: Weight = Weight { mantissa: 0.0, exponent: -(1 << 30) };
 
     /// `e^x` for any finite `x`.
     pub(super) fn exp(x: f64) -> Self {
         let log2 = (x * std::f64::consts::LOG2_E).clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT);
         let exponent = log2.floor();
-        // Rounding to f32 may give 2.0 itself, which every use below bears.
         Self { mantissa: (log2 - exponent).exp2() as f32, exponent: exponent as i32 }
-    }
-
-    fn is_zero(self) -> bool {
-        self.mantissa == 0.0
     }
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Group([Weight; FANOUT]);
 
 impl Group {
-    /// The largest exponent, and the children as plain numbers relative to it. Children 2^1022 times smaller than
-    /// the largest become zero: they could not be drawn anyway.
+    const ZERO: Group = Group([Weight::ZERO; FANOUT]);
+
+    /// The largest exponent, and the children as plain numbers relative to it. Children 2^1023 times smaller than
+    /// the largest count as zero: they could not be drawn anyway.
     fn scaled(&self) -> (i32, [f64; FANOUT]) {
-        let exponents = self.0.map(|w| if w.is_zero() { i32::MIN } else { w.exponent });
-        let top = exponents.iter().copied().fold(i32::MIN, i32::max);
-        let mut scaled = [0.0; FANOUT];
-        for ((out, weight), exponent) in scaled.iter_mut().zip(&self.0).zip(exponents) {
-            // Exponents lie within +-2^30 but for the mark of zero, whose mantissa is zero whatever the power.
-            let power = (1023 + exponent.saturating_sub(top)).max(0);
-            *out = f64::from(weight.mantissa) * f64::from_bits((power as u64) << 52);
-        }
+        let top = self.0.iter().map(|weight| weight.exponent).fold(i32::MIN, i32::max);
+        let scaled = self.0.map(|weight| {
+            let power = (1023 + weight.exponent - top).max(0);
+            f64::from(weight.mantissa) * f64::from_bits((power as u64) << 52)
+        });
         (top, scaled)
     }
 
     fn sum(&self) -> Weight {
-        let (top, scaled) = self.scaled();
-        let sum: f64 = scaled.iter().sum();
+        let (top, mut sums) = self.scaled();
+        for width in [4, 2, 1] {
+            for child in 0..width {
+                sums[child] += sums[child + width];
+            }
+        }
+        let sum = sums[0];
         if sum == 0.0 {
             return Weight::ZERO;
         }
         let carry = ((sum.to_bits() >> 52) as i32) - 1023;
         let mantissa = f64::from_bits(sum.to_bits() - ((i64::from(carry) as u64) << 52)) as f32;
         Weight { mantissa, exponent: top + carry }
+    }
+
+    /// The child under `point` in [0, 1), and where in [0, 1) of that child the point is.
+    fn child_at(&self, point: f64) -> Option<(usize, f64)> {
+        let (_, mut sums) = self.scaled();
+        // One after the other: a child without weight adds exactly nothing.
+        for child in 1..FANOUT {
+            sums[child] += sums[child - 1];
+        }
+        let total = sums[FANOUT - 1];
+        if total == 0.0 {
+            return None;
+        }
+        // The first child whose running sum exceeds the target, and so has a weight; the target is below the total.
+        let target = point * total;
+        let child = sums.iter().filter(|&&sum| sum <= target).count();
+        let before = if child == 0 { 0.0 } else { sums[child - 1] };
+        Some((child, ((target - before) / (sums[child] - before)).clamp(0.0, BELOW_ONE)))
     }
 }
 
@@ -65,6 +84,7 @@ pub(super) struct SumTree {
     len: usize,
     /// Leaves first, the root group last.
     levels: Vec<Vec<Group>>,
+    /// Scratch of `set`: the nodes to compute anew.
     dirty: Vec<usize>,
 }
 
@@ -74,7 +94,7 @@ impl SumTree {
         let mut nodes = len;
         loop {
             nodes = nodes.div_ceil(FANOUT);
-            levels.push(vec![Group::default(); nodes]);
+            levels.push(vec![Group::ZERO; nodes]);
             if nodes <= 1 {
                 break;
             }
@@ -121,26 +141,112 @@ impl SumTree {
         self.levels[level][node / FANOUT].0[node % FANOUT] = sum;
     }
 
-    /// The leaf under `point` in [0, 1), each leaf's share of which is its share of the weight; `None` where all
-    /// weights are zero. A leaf of weight zero is never returned.
-    pub(super) fn find(&self, mut point: f64) -> Option<usize> {
-        let mut node = 0;
+    /// Puts into each of `leaves` the leaf under the point in [0, 1) beside it, each leaf's share of which is its
+    /// share of the weight; `None` where all weights are zero. A leaf of weight zero is never returned.
+    pub(super) fn find(&self, points: &mut [f64], leaves: &mut [usize]) -> Option<()> {
+        leaves.fill(0);
+        // Level by level, so that the reads of all points are under way together.
         for level in self.levels.iter().rev() {
-            let (_, scaled) = level[node].scaled();
-            let mut rest = point * scaled.iter().sum::<f64>();
-            let mut chosen = None;
-            for (child, &weight) in scaled.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
-                chosen = Some((child, weight));
-                if rest < weight {
-                    break;
-                }
-                rest -= weight;
+            for (point, node) in points.iter_mut().zip(leaves.iter_mut()) {
+                let (child, inside) = level[*node].child_at(*point)?;
+                *point = inside;
+                *node = *node * FANOUT + child;
             }
-            let (child, weight) = chosen?;
-            // Rounding can leave the point at the upper end of the child.
-            point = (rest / weight).clamp(0.0, 1.0 - f64::EPSILON);
-            node = node * FANOUT + child;
         }
-        Some(node)
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Shares of the leaves, computed with the largest exponent taken off.
+    fn shares(exponents: &[Option<f64>]) -> Vec<f64> {
+        let top = exponents.iter().flatten().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = exponents.iter().map(|x| x.map_or(0.0, |x| (x - top).exp())).collect();
+        let sum: f64 = weights.iter().sum();
+        weights.iter().map(|weight| weight / sum).collect()
+    }
+
+    fn tree(exponents: &[Option<f64>]) -> SumTree {
+        let mut tree = SumTree::new(exponents.len());
+        tree.fill(|leaf| exponents[leaf].map_or(Weight::ZERO, Weight::exp));
+        tree
+    }
+
+    /// How much of [0, 1) falls to each leaf, on an even grid of points.
+    fn measured(tree: &SumTree, len: usize, points: usize) -> Vec<f64> {
+        let mut grid: Vec<f64> = (0..points).map(|i| (i as f64 + 0.5) / points as f64).collect();
+        let mut leaves = vec![0; points];
+        tree.find(&mut grid, &mut leaves).unwrap();
+        let mut shares = vec![0.0; len];
+        for leaf in leaves {
+            shares[leaf] += 1.0 / points as f64;
+        }
+        shares
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn each_leaf_has_its_share(
+            exponents in prop::collection::vec(prop::option::weighted(0.8, -3.0..3.0_f64), 1..200),
+            offset in prop::sample::select(vec![0.0, 1e5, -1e5, 1e7, -1e7]),
+        ) {
+            prop_assume!(exponents.iter().any(Option::is_some));
+            let shifted: Vec<_> = exponents.iter().map(|x| x.map(|x| x + offset)).collect();
+            let expected = shares(&shifted);
+            let points = 5000;
+            for (measured, expected) in measured(&tree(&shifted), shifted.len(), points).iter().zip(expected) {
+                // Both ends of a leaf's interval can be off by one point of the grid.
+                prop_assert!((measured - expected).abs() <= 2.0 / points as f64, "{measured} {expected}");
+                prop_assert!(expected > 0.0 || *measured == 0.0);
+            }
+        }
+
+        #[test]
+        fn setting_leaves_equals_building_anew(
+            start in prop::collection::vec(prop::option::of(-1e6..1e6_f64), 1..300),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), prop::option::of(-1e6..1e6_f64)), 0..80),
+        ) {
+            let mut exponents = start;
+            let mut changed = tree(&exponents);
+            let changes: Vec<_> = changes.iter().map(|(at, x)| (at.index(exponents.len()), *x)).collect();
+            changed.set(changes.iter().map(|&(leaf, x)| (leaf, x.map_or(Weight::ZERO, Weight::exp))));
+            for (leaf, x) in changes {
+                exponents[leaf] = x;
+            }
+            let built = tree(&exponents);
+            for (one, other) in changed.levels.iter().flatten().zip(built.levels.iter().flatten()) {
+                prop_assert_eq!(one.0, other.0);
+            }
+        }
+    }
+
+    #[test]
+    fn extreme_exponents_leave_the_lesser_leaf_alone() {
+        for (small, large) in [(-1e5, 0.0), (0.0, 1e5), (-1e9, 1e9), (-f64::MAX, f64::MAX)] {
+            let mut tree = tree(&[Some(small), None, Some(large)]);
+            assert_eq!(measured(&tree, 3, 1000)[..2], [0.0, 0.0]);
+            tree.set(std::iter::once((2, Weight::ZERO)));
+            assert_eq!(measured(&tree, 3, 1000)[1..], [0.0, 0.0]);
+        }
+    }
+
+    #[test]
+    fn ends_of_the_interval_find_leaves_with_weight() {
+        let tree = tree(&[None, Some(0.0), Some(-700.0), None, None, None, None, None, None, Some(1.0), None]);
+        let (mut points, mut leaves) = ([0.0, BELOW_ONE], [0; 2]);
+        tree.find(&mut points, &mut leaves).unwrap();
+        assert_eq!(leaves, [1, 9]);
+    }
+
+    #[test]
+    fn nothing_is_found_without_weight() {
+        assert!(tree(&[None; 20]).find(&mut [0.5], &mut [0]).is_none());
     }
 }
