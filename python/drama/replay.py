@@ -229,7 +229,7 @@ class ReplayBuffer:
 
     @property
     def rows_per_env(self) -> int:
-        """Rows that each environment keeps: row `t` of environment `e` is in slot `e * rows_per_env + t % rows_per_env`."""
+        """Rows L that each environment keeps: row `t` of environment `e` is in slot `e * L + t % L`."""
         return self.native.rows_per_env
 
     @property

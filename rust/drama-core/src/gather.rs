@@ -15,8 +15,10 @@ const BYTES_PER_THREAD: usize = 1 << 20;
 pub fn gather(ring: &Ring, starts: &[usize], length: usize, outputs: Vec<&mut [u8]>) -> Result<()> {
     check(ring, starts, length, &outputs)?;
     let bytes = starts.len() * length * ring.schema().row_bytes();
-    let available = thread::available_parallelism().map_or(1, usize::from);
-    let workers = (bytes / BYTES_PER_THREAD).clamp(1, available.min(starts.len().max(1)));
+    let worth = bytes / BYTES_PER_THREAD;
+    // Asking the system takes tens of microseconds: only where it can matter.
+    let available = if worth > 1 { thread::available_parallelism().map_or(1, usize::from) } else { 1 };
+    let workers = worth.min(starts.len()).clamp(1, available);
     if workers == 1 {
         copy(ring, starts, length, outputs);
         return Ok(());
