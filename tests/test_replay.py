@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -218,11 +221,46 @@ def test_gather_refuses_starts_without_rows() -> None:
     assert buffer.gather([], 3)["x"].shape == (0, 3)
 
 
+def test_batches_can_be_drawn_into_arrays_that_are_there() -> None:
+    buffer, same = make(), make()
+    for one in (buffer, same):
+        fill(one, 30)
+    batch = buffer.sample(6, 4)
+    kept = {name: batch[name] for name in ("x", "obs", "is_first")}
+    again = buffer.sample(6, 4, out=batch)
+    assert all(again[name] is array for name, array in kept.items())
+    check(buffer, again, 6, 4)
+    same.sample(6, 4)
+    for name, array in same.sample(6, 4).items():
+        np.testing.assert_array_equal(again[name], array)
+    partly = buffer.gather([1, 2], 3, out={"x": np.zeros((2, 3), np.int64)})
+    np.testing.assert_array_equal(partly["x"], buffer.gather([1, 2], 3)["x"])
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ({"x": np.zeros((6, 3), np.int64)}, r'field "x": got shape \[6, 3\], expected \[6, 4\]'),
+        ({"x": np.zeros((6, 4), np.int32)}, 'field "x": got dtype int32, expected int64'),
+        ({"x": np.zeros((4, 6), np.int64).T}, 'field "x": got an array that is not C-contiguous'),
+        ({"x": np.broadcast_to(np.int64(0), (6, 4))}, 'field "x": got an array that is not C-contiguous'),
+        ({"x": np.frombuffer(bytes(192), np.int64).reshape(6, 4)}, 'field "x": the array is read-only'),
+        (dict.fromkeys(("terminated", "truncated"), np.zeros((6, 4), bool)), "out: two fields share memory"),
+    ],
+)
+def test_bad_outputs_are_refused(out: Batch, message: str) -> None:
+    buffer, frequency = make(), DynamicFrequency()
+    fill(buffer, 30)
+    with pytest.raises(ValueError, match=message):
+        buffer.sample(6, 4, out=out, sampler=frequency.world_model)
+    assert frequency.state_dict()["n"].size == 0
+
+
 def test_a_sampler_of_ones_own() -> None:
     class Newest:
-        def sample(self, buffer: ReplayBuffer, batch_size: int, length: int) -> Batch:
+        def sample(self, buffer: ReplayBuffer, batch_size: int, length: int, out: Batch | None = None) -> Batch:
             newest = (buffer.total - length) % buffer.rows_per_env
-            return buffer.gather(np.full(batch_size, newest), length)
+            return buffer.gather(np.full(batch_size, newest), length, out)
 
     buffer = make()
     fill(buffer, 31)
@@ -301,6 +339,43 @@ def test_damaged_and_missing_saves_are_refused(tmp_path: Path) -> None:
     blocked.write_text("")
     with pytest.raises(OSError, match="file"):
         buffer.save(blocked)
+
+
+WRITER = """
+import sys
+import numpy as np
+from drama.replay import ReplayBuffer
+
+buffer = ReplayBuffer(300, {"obs": ((1 << 16,), np.uint8)})
+no = np.zeros((50, 1), bool)
+while True:
+    first = buffer.total % 251
+    obs = ((first + np.arange(50)) % 251).astype(np.uint8)[:, None, None].repeat(1 << 16, 2)
+    buffer.add_block(obs=obs, terminated=no, truncated=no)
+    buffer.save(sys.argv[1])
+    print(buffer.total, flush=True)
+"""
+
+
+def test_a_killed_save_leaves_the_last_one(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for trial in range(6):
+        path = tmp_path / str(trial)
+        with subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            for _ in range(trial):
+                writer.stdout.readline()
+            reported = int(writer.stdout.readline())
+            time.sleep(random.uniform(0, 0.05))
+            writer.kill()
+            reported = max([reported, *(int(line) for line in writer.stdout)])
+        loaded = ReplayBuffer.load(path)
+        # The save under way may have been finished but not reported.
+        assert loaded.total in (reported, reported + 50)
+        oldest = max(0, loaded.total - 300)
+        obs = loaded.gather([oldest % 300], len(loaded))["obs"][0]
+        np.testing.assert_array_equal(obs[:, 0], np.arange(oldest, loaded.total) % 251)
+        np.testing.assert_array_equal(obs[:, 0], obs[:, -1])
 
 
 def test_threads_add_and_sample_together(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ FieldSpec: TypeAlias = tuple[Sequence[int], npt.DTypeLike]
 class Sampler(Protocol):
     """Chooses the starts of a batch; anything with this method can be given to `ReplayBuffer.sample`."""
 
-    def sample(self, buffer: ReplayBuffer, batch_size: int, length: int) -> Batch:
-        """Draw `batch_size` sequences of `length` rows from `buffer`; `buffer.gather` copies chosen ones."""
+    def sample(self, buffer: ReplayBuffer, batch_size: int, length: int, out: Batch | None = None) -> Batch:
+        """Draw `batch_size` sequences of `length` rows into `out`; `buffer.gather` copies chosen ones."""
         ...
 
 
@@ -43,9 +43,9 @@ class Uniform:
     def __init__(self, replacement: bool = True) -> None:
         self.replacement = replacement
 
-    def sample(self, buffer: ReplayBuffer, batch_size: int, length: int) -> Batch:
+    def sample(self, buffer: ReplayBuffer, batch_size: int, length: int, out: Batch | None = None) -> Batch:
         """Draw a batch; see `ReplayBuffer.sample`."""
-        return buffer.native.sample_uniform(batch_size, length, self.replacement)
+        return buffer.native.sample_uniform(batch_size, length, self.replacement, out)
 
     def __repr__(self) -> str:
         return f"Uniform(replacement={self.replacement})"
@@ -116,8 +116,8 @@ class _Role:
         self.frequency = frequency
         self.role = role
 
-    def sample(self, buffer: ReplayBuffer, batch_size: int, length: int) -> Batch:
-        return buffer.native.sample_dfs(batch_size, length, self.frequency.native, self.role)
+    def sample(self, buffer: ReplayBuffer, batch_size: int, length: int, out: Batch | None = None) -> Batch:
+        return buffer.native.sample_dfs(batch_size, length, self.frequency.native, self.role, out)
 
     def __repr__(self) -> str:
         return f"{self.frequency}.{self.role}"
@@ -162,29 +162,31 @@ class ReplayBuffer:
         """Add T rows to every environment: as `add`, with arrays `[T, num_envs, ...]`."""
         self.native.add_block(columns)
 
-    def sample(self, batch_size: int, length: int, sampler: Sampler | None = None) -> Batch:
+    def sample(self, batch_size: int, length: int, sampler: Sampler | None = None, out: Batch | None = None) -> Batch:
         """Draw `batch_size` sequences of `length` rows.
 
         Args:
             batch_size: number of sequences B.
             length: rows of each sequence T.
             sampler: how starts are chosen; by default uniformly, with replacement.
+            out: arrays to use again, such as an earlier batch of the same shape or pinned memory. Large batches are
+                drawn several times faster into memory that is there already.
 
         Returns:
-            New arrays `[B, T, ...]` by field name, `indices` int64 `[B]` and `weights` float32 `[B]`.
+            Arrays `[B, T, ...]` by field name, `indices` int64 `[B]` and `weights` float32 `[B]`.
 
         Raises:
-            ValueError: there are too few starts, or a size is out of range.
+            ValueError: there are too few starts, a size is out of range, or an array of `out` does not fit.
         """
-        return (sampler or Uniform()).sample(self, batch_size, length)
+        return (sampler or Uniform()).sample(self, batch_size, length, out)
 
-    def gather(self, indices: npt.ArrayLike, length: int) -> Batch:
-        """Copy the sequences of `length` rows that start in the slots `indices`, `[B]`.
+    def gather(self, indices: npt.ArrayLike, length: int, out: Batch | None = None) -> Batch:
+        """Copy the sequences of `length` rows that start in the slots `indices`, `[B]`, into `out` as `sample` does.
 
         Raises:
             IndexError: a slot holds no row, or fewer than `length` rows follow from it.
         """
-        return self.native.gather(np.asarray(indices, dtype=np.int64), length)
+        return self.native.gather(np.asarray(indices, dtype=np.int64), length, out)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save to the directory `path`, writing only what changed since the last save or load.

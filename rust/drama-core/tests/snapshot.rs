@@ -130,6 +130,20 @@ fn files_of_another_buffer_are_not_taken_for_ours() {
     assert_eq!(first_bytes(&load(&directory.0).unwrap().0), first_bytes(&one));
 }
 
+#[test]
+fn a_sound_chunk_of_another_save_is_refused() {
+    let (first, second) = (Directory::new(), Directory::new());
+    let mut ring = large(40, 1);
+    for directory in [&first, &second] {
+        add_large(&mut ring, 60);
+        save(&ring, &seeded(0), None, &directory.0).unwrap();
+    }
+    let name = "chunk-000000-00000001.bin";
+    fs::copy(second.0.join(name), first.0.join(name)).unwrap();
+    let error = load(&first.0).err().unwrap().to_string();
+    assert!(error.contains(name) && error.contains("checksum"), "{error}");
+}
+
 /// A save cut off before its manifest is in place is as if it had not begun.
 #[test]
 fn an_unfinished_save_leaves_the_last_one() {

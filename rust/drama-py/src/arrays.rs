@@ -92,17 +92,38 @@ pub(crate) fn bytes<'a>(array: &'a Bound<'_, PyUntypedArray>) -> &'a [u8] {
     unsafe { std::slice::from_raw_parts((*array.as_array_ptr()).fields.data.cast::<u8>(), nbytes(array)) }
 }
 
-/// Arrays that a batch is gathered into, `[leading..., ...]` for each field.
+/// Arrays that a batch is gathered into, `[leading..., ...]` for each field. No two share memory.
 pub(crate) struct Outputs<'py>(Vec<Bound<'py, PyUntypedArray>>);
 
 impl<'py> Outputs<'py> {
-    pub(crate) fn new(py: Python<'py>, fields: &[Field], leading: [usize; 2]) -> PyResult<Self> {
+    /// The arrays in `out`, and new ones for the fields that it lacks.
+    pub(crate) fn new(
+        py: Python<'py>,
+        fields: &[Field],
+        leading: [usize; 2],
+        out: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Self> {
         let empty = py.import(intern!(py, "numpy"))?.getattr(intern!(py, "empty"))?;
-        let array = |field: &Field| {
-            let shape = PyTuple::new(py, [&leading, field.shape()].concat())?;
-            Ok(empty.call1((shape, field.dtype().name()))?.cast_into::<PyUntypedArray>()?)
+        let array = |field: &Field| match out.map(|out| out.get_item(field.name())).transpose()?.flatten() {
+            Some(given) => {
+                let array = column(field, &given, &mut leading.map(Some))?;
+                if !given.getattr(intern!(py, "flags"))?.getattr(intern!(py, "writeable"))?.extract::<bool>()? {
+                    return Err(PyValueError::new_err(format!("field {:?}: the array is read-only", field.name())));
+                }
+                Ok(array)
+            }
+            None => {
+                let shape = PyTuple::new(py, [&leading, field.shape()].concat())?;
+                Ok(empty.call1((shape, field.dtype().name()))?.cast_into::<PyUntypedArray>()?)
+            }
         };
-        fields.iter().map(array).collect::<PyResult<_>>().map(Self)
+        let arrays = fields.iter().map(array).collect::<PyResult<Vec<_>>>()?;
+        let mut spans: Vec<_> = arrays.iter().map(|array| bytes(array).as_ptr_range()).collect();
+        spans.sort_unstable_by_key(|span| span.start);
+        if spans.windows(2).any(|pair| pair[0].end > pair[1].start) {
+            return Err(PyValueError::new_err("out: two fields share memory"));
+        }
+        Ok(Self(arrays))
     }
 
     /// The memory of the arrays.
@@ -111,8 +132,8 @@ impl<'py> Outputs<'py> {
             if array.is_empty() {
                 return &mut [][..];
             }
-            // SAFETY: made by `new` as contiguous arrays of plain numbers that nothing else knows of yet; any byte
-            // is a valid `u8`, and the borrow of `self` keeps them alive.
+            // SAFETY: `new` saw to it that the arrays are contiguous, writable and apart, any byte is a valid `u8`,
+            // and the borrow of `self` keeps them alive. A thread that uses an array given as `out` gets mixed data.
             unsafe { std::slice::from_raw_parts_mut((*array.as_array_ptr()).fields.data.cast::<u8>(), nbytes(array)) }
         };
         self.0.iter().map(slice).collect()

@@ -9,7 +9,7 @@ mod replay;
 use pyo3::prelude::*;
 
 /// Native half of `drama`; use it through `drama.replay` and `drama.envs`.
-#[pymodule]
+#[pymodule(gil_used = true)]
 mod _native {
     #[pymodule_export]
     #[allow(non_upper_case_globals)] // Python's name.

@@ -66,10 +66,11 @@ impl Replay {
         &self,
         py: Python<'py>,
         (batch_size, length): (i64, i64),
+        out: Option<&Bound<'py, PyDict>>,
         draw: impl FnOnce(&Ring, &mut ChaCha8Rng, usize, usize) -> Result<Vec<usize>, Error> + Send,
     ) -> PyResult<Bound<'py, PyDict>> {
         let (batch_size, length) = (size("batch_size", batch_size)?, size("length", length)?);
-        let mut outputs = Outputs::new(py, &self.fields, [batch_size, length])?;
+        let mut outputs = Outputs::new(py, &self.fields, [batch_size, length], out)?;
         let targets = outputs.bytes();
         let starts = py.detach(|| {
             let ring = self.read();
@@ -113,20 +114,23 @@ impl Replay {
         self.add_rows(py, columns, &[None, Some(self.num_envs)])
     }
 
-    /// Sequences from starts drawn uniformly.
+    /// Sequences from starts drawn uniformly, in the arrays of `out` where it has them.
+    #[pyo3(signature = (batch_size, length, replacement, out=None))]
     fn sample_uniform<'py>(
         &self,
         py: Python<'py>,
         batch_size: i64,
         length: i64,
         replacement: bool,
+        out: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyDict>> {
-        self.sample(py, (batch_size, length), |ring, rng, count, length| {
+        self.sample(py, (batch_size, length), out, |ring, rng, count, length| {
             draw_uniform(ring, count, length, replacement, rng)
         })
     }
 
     /// Sequences from starts drawn by `sampler` for `role`, "world_model" or "imagination".
+    #[pyo3(signature = (batch_size, length, sampler, role, out=None))]
     fn sample_dfs<'py>(
         &self,
         py: Python<'py>,
@@ -134,6 +138,7 @@ impl Replay {
         length: i64,
         sampler: &DynamicFrequency,
         role: &str,
+        out: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let role = match role {
             "world_model" => Role::WorldModel,
@@ -143,24 +148,26 @@ impl Replay {
                 return Err(PyValueError::new_err(message));
             }
         };
-        self.sample(py, (batch_size, length), |ring, rng, count, length| {
+        self.sample(py, (batch_size, length), out, |ring, rng, count, length| {
             lock(&sampler.core).draw(ring, role, count, length, rng)
         })
     }
 
     /// Sequences from the given starts.
+    #[pyo3(signature = (indices, length, out=None))]
     fn gather<'py>(
         &self,
         py: Python<'py>,
         indices: PyReadonlyArray1<'py, i64>,
         length: i64,
+        out: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let length = size("length", length)?;
         let slot = |&index: &i64| {
             usize::try_from(index).map_err(|_| PyIndexError::new_err(format!("index {index} is negative")))
         };
         let starts = indices.as_array().iter().map(slot).collect::<PyResult<Vec<_>>>()?;
-        let mut outputs = Outputs::new(py, &self.fields, [starts.len(), length])?;
+        let mut outputs = Outputs::new(py, &self.fields, [starts.len(), length], out)?;
         let targets = outputs.bytes();
         py.detach(|| gather(&self.read(), &starts, length, targets)).map_err(to_python)?;
         outputs.into_dict(py, &self.fields)
