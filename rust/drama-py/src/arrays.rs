@@ -104,18 +104,16 @@ impl<'py> Outputs<'py> {
         out: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Self> {
         let empty = py.import(intern!(py, "numpy"))?.getattr(intern!(py, "empty"))?;
-        let array = |field: &Field| match out.map(|out| out.get_item(field.name())).transpose()?.flatten() {
-            Some(given) => {
-                let array = column(field, &given, &mut leading.map(Some))?;
-                if !given.getattr(intern!(py, "flags"))?.getattr(intern!(py, "writeable"))?.extract::<bool>()? {
-                    return Err(PyValueError::new_err(format!("field {:?}: the array is read-only", field.name())));
-                }
-                Ok(array)
-            }
-            None => {
+        let array = |field: &Field| {
+            let Some(given) = out.map(|out| out.get_item(field.name())).transpose()?.flatten() else {
                 let shape = PyTuple::new(py, [&leading, field.shape()].concat())?;
-                Ok(empty.call1((shape, field.dtype().name()))?.cast_into::<PyUntypedArray>()?)
+                return Ok(empty.call1((shape, field.dtype().name()))?.cast_into::<PyUntypedArray>()?);
+            };
+            let array = column(field, &given, &mut leading.map(Some))?;
+            if !given.getattr(intern!(py, "flags"))?.getattr(intern!(py, "writeable"))?.extract::<bool>()? {
+                return Err(PyValueError::new_err(format!("field {:?}: the array is read-only", field.name())));
             }
+            Ok(array)
         };
         let arrays = fields.iter().map(array).collect::<PyResult<Vec<_>>>()?;
         let mut spans: Vec<_> = arrays.iter().map(|array| bytes(array).as_ptr_range()).collect();
