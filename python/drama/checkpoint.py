@@ -62,9 +62,10 @@ def load_state(folder: Path, device: torch.device) -> dict[str, Any]:
     path = folder / "state.pt"
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: the checkpoint lacks this file") from None
     except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).split(". ")[0] or type(error).__name__
-        raise ValueError(f"{path}: not a readable checkpoint ({reason})") from error
+        raise ValueError(f"{path}: truncated, damaged, or not a checkpoint") from error
     if not isinstance(state, dict) or state.get("version") != VERSION:
         found = state.get("version") if isinstance(state, dict) else None
         raise ValueError(f"{path}: checkpoint version {found}, this package reads version {VERSION}")

@@ -40,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if module in ("", "drama"):
             raise
         _fail(f"{module} is not installed; `pip install 'drama-rl[{EXTRAS.get(module, 'train')}]'` brings it")
-    except (ValueError, FloatingPointError, OSError) as error:
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (ValueError, FloatingPointError) as error:
         _fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
         print("drama: interrupted", file=sys.stderr)

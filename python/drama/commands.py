@@ -19,7 +19,7 @@ import tyro
 from drama import __version__
 from drama.config import Config, preset
 from drama.device import resolve_device, resolve_precision
-from drama.envs.atari import atari_games, make_atari
+from drama.envs import game_names, make_env
 from drama.evaluation import dream_run, evaluate_run
 from drama.learner import Learner
 from drama.metrics import encode_video
@@ -170,7 +170,7 @@ def games(args: Sequence[str]) -> int:
     """`drama games`."""
     if args:
         raise ValueError(f"drama games takes no arguments, got {' '.join(args)}")
-    print("\n".join(atari_games()))
+    print("\n".join(game_names()))
     return 0
 
 
@@ -178,7 +178,7 @@ def describe(config: Config) -> dict[str, Any]:
     """The facts that `drama info` shows."""
     config.validate()
     device = resolve_device(config.device)
-    env = make_atari(config.game, config.env)
+    env = make_env(config.game, config.env)
     shape = env.observation_space.shape
     assert shape is not None
     actions = int(env.action_space.n)
@@ -227,7 +227,7 @@ def _parse(cls: type[T], args: Sequence[str], command: str, default: T | None = 
 def _defaults(cls: type[T], args: Sequence[str]) -> T:
     """An instance of the Config subclass `cls` with the values of the preset that `args` names, the game missing."""
     name = "paper"
-    for arg, following in zip(args, (*args[1:], ""), strict=True):
+    for arg, following in zip(args, [*args, ""][1:], strict=True):
         if arg.partition("=")[0] == "--preset":
             name = arg.partition("=")[2] or following
     base = preset(name)

@@ -182,7 +182,7 @@ class Config:
     """One training run, resolved."""
 
     game: str = "Pong"
-    """Name of the Atari game, as in `ALE/<game>-v5`."""
+    """Name of the Atari game, as in `ALE/<game>-v5`, or of a small task."""
     preset: str = "paper"
     """Name of the preset that the values started from."""
     steps: int = 100_000
@@ -223,6 +223,7 @@ class Config:
         }
         for name in ("train_every", "batch_size", "batch_length", "imagination_batch", "horizon"):
             checks[f"train.{name}: {getattr(t, name)} must be at least 1"] = getattr(t, name) >= 1
+        checks[f"log.eval_episodes: {self.log.eval_episodes} must not be negative"] = self.log.eval_episodes >= 0
         for name in ("log_every", "image_every", "checkpoint_every", "eval_envs"):
             checks[f"log.{name}: {getattr(self.log, name)} must be at least 1"] = getattr(self.log, name) >= 1
         for message, fine in checks.items():
@@ -280,7 +281,9 @@ def _cpu() -> Config:
         preset="cpu",
         env=EnvConfig(grayscale=True),
         world_model=WorldModelConfig(
-            vision=VisionConfig(channels=(16, 24, 32, 48), strides=(2, 2, 2, 2), output="linear", mean_pixel_bias=True),
+            vision=VisionConfig(
+                channels=(16, 32, 48, 64), strides=(2, 2, 2, 2), kernel=3, output="linear", mean_pixel_bias=True
+            ),
             latent=LatentConfig(variables=16, classes=16),
             sequence=SequenceConfig(width=192, head_dim=32),
             head_units=128,

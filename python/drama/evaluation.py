@@ -15,7 +15,7 @@ from drama.agent.player import Player
 from drama.config import Config
 from drama.device import resolve_device
 from drama.dream import dream_frames, dream_video
-from drama.envs.atari import make_atari
+from drama.envs import make_env
 from drama.learner import Learner
 from drama.scores import human_normalised
 
@@ -25,7 +25,7 @@ def load_learner(run: Path, device: str = "auto") -> tuple[Config, Learner, int]
     folder = checkpoint.latest(run)
     config = Config.load(run / "config.json")
     where = resolve_device(device)
-    env = make_atari(config.game, config.env)
+    env = make_env(config.game, config.env)
     shape = env.observation_space.shape
     assert shape is not None
     learner = Learner(config, shape[-1], int(env.action_space.n), where)
@@ -41,7 +41,7 @@ def evaluate(config: Config, learner: Learner, *, episodes: int, greedy: bool, s
     taking the first to finish would favour short episodes. Environment i is seeded with `seed + i`.
     """
     count = min(config.log.eval_envs, episodes)
-    envs = [make_atari(config.game, config.env) for _ in range(count)]
+    envs = [make_env(config.game, config.env) for _ in range(count)]
     left = [episodes // count + (i < episodes % count) for i in range(count)]
     player = Player(learner.world_model, learner.agent, count, greedy=greedy)
     frames = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
@@ -124,7 +124,7 @@ def dream_run(run: Path, *, steps: int, context: int, skip: int, seed: int, devi
     if not 2 <= context < steps:
         raise ValueError(f"context: {context} must be at least 2 and less than steps = {steps}")
     config, learner, _ = load_learner(run, device)
-    env = make_atari(config.game, config.env)
+    env = make_env(config.game, config.env)
     player = Player(learner.world_model, learner.agent, 1)
     torch.manual_seed(seed)
     frame, _ = env.reset(seed=seed)

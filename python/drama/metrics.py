@@ -57,11 +57,15 @@ class MetricsWriter:
 
 
 def encode_video(frames: NDArray[np.uint8], extension: str, fps: int = 15) -> bytes:
-    """Encode `[T, H, W, 1 or 3]` frames as `.gif` (or `.mp4`, where imageio has an ffmpeg)."""
+    """Encode `[T, H, W, 1 or 3]` frames as `.gif` or `.mp4`."""
     if frames.shape[-1] == 1:
         frames = np.repeat(frames, 3, axis=-1)
     if extension == ".gif":
         data = io.BytesIO()
         iio.imwrite(data, frames, extension=".gif", duration=1000 / fps, loop=0)
         return data.getvalue()
-    return iio.imwrite("<bytes>", frames, extension=extension, fps=fps)  # type: ignore[no-any-return]
+    height, width = (side - side % 2 for side in frames.shape[1:3])  # the codec wants even sides
+    video: bytes = iio.imwrite(
+        "<bytes>", frames[:, :height, :width], extension=extension, plugin="pyav", codec="libx264", fps=fps
+    )
+    return video

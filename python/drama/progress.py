@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from datetime import timedelta
@@ -14,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 SHOWN = {
-    "episode_return": "last episode return",
+    "episode_return": "mean of the last episodes' returns",
     "world_model/reconstruction": "reconstruction loss",
     "world_model/reward": "reward loss",
     "world_model/kl": "KL",
@@ -65,7 +64,7 @@ class ProgressDisplay:
         left = timedelta(seconds=round((self._steps - step) / speed)) if speed > 0 else "-"
         if self._live is None:
             facts = [f"step {step}/{self._steps}", f"{speed:.1f} steps/s", f"{left} left"]
-            facts += [f"{label} {_number(values[name])}" for name, label in SHOWN.items() if _has(values, name)]
+            facts += [f"{label} {values[name]:.4g}" for name, label in SHOWN.items() if name in values]
             self._console.print(" | ".join(facts), soft_wrap=True, highlight=False)
             return
         self._bar.update(self._task, completed=step)
@@ -73,14 +72,6 @@ class ProgressDisplay:
         table.add_row("speed", f"{speed:.1f} steps/s")
         table.add_row("time", f"{timedelta(seconds=round(time.perf_counter() - self._began))} so far, {left} left")
         for name, label in SHOWN.items():
-            if _has(values, name):
-                table.add_row(label, _number(values[name]))
+            if name in values:
+                table.add_row(label, f"{values[name]:.4g}")
         self._live.update(Group(self._bar, table))
-
-
-def _has(values: dict[str, float], name: str) -> bool:
-    return not math.isnan(values.get(name, math.nan))
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}"

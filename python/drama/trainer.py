@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from drama.agent.player import Player
 from drama.config import Config
 from drama.device import resolve_device
 from drama.dream import dream_frames, dream_strip, dream_video
-from drama.envs.atari import make_atari
+from drama.envs import make_env
 from drama.learner import Learner
 from drama.metrics import MetricsWriter
 from drama.replay import DynamicFrequency, ReplayBuffer, Uniform
@@ -50,7 +51,7 @@ class Trainer:
         self.device = resolve_device(config.device)
         torch.manual_seed(config.seed)
         self._random = np.random.default_rng(config.seed)
-        self._env = make_atari(config.game, config.env)
+        self._env = make_env(config.game, config.env)
         shape = self._env.observation_space.shape
         assert shape is not None
         self._actions = int(self._env.action_space.n)
@@ -66,7 +67,7 @@ class Trainer:
         self._sums: dict[str, Tensor] = {}
         self._summed = 0
         self._stop = False
-        self._last_return = float("nan")
+        self._recent: deque[float] = deque(maxlen=10)
         self._clock = (time.perf_counter(), 0)
         self._frame, _ = self._env.reset(seed=config.seed)
         self._first = True
@@ -87,14 +88,16 @@ class Trainer:
 
     def train(self, display: Display) -> bool:
         """Train to the last step, or until SIGINT or SIGTERM; saves a checkpoint either way. True if it finished."""
-        with self._stoppable():
-            self._clock = (time.perf_counter(), self.step)
-            while self.step < self.config.steps and not self._stop:
-                self._act()
-                self._learn()
-                self._report(display)
-        self.save()
-        self._metrics.close()
+        self._clock = (time.perf_counter(), self.step)
+        try:
+            with self._stoppable():
+                while self.step < self.config.steps and not self._stop:
+                    self._act()
+                    self._learn()
+                    self._report(display)
+            self.save()
+        finally:
+            self._metrics.close()
         return self.step >= self.config.steps
 
     def save(self) -> Path:
@@ -174,7 +177,7 @@ class Trainer:
         self._first = terminated or truncated
         if self._first:
             self._metrics.write("episode", self.step, self._episode)
-            self._last_return = self._episode["return"]
+            self._recent.append(self._episode["return"])
             self._episode = {"return": 0.0, "length": 0.0}
             self._frame, _ = self._env.reset()
 
@@ -207,7 +210,8 @@ class Trainer:
             values["replay_fill"] = len(self._replay) / self._replay.capacity
             self._clock = (now, self.step)
             self._metrics.write("train", self.step, values)
-            display.update(self.step, values | {"episode_return": self._last_return})
+            recent = {"episode_return": float(np.mean(self._recent))} if self._recent else {}
+            display.update(self.step, values | recent)
         if self._updates and self.step % log.image_every == 0:
             self.write_pictures()
         if self.step % log.checkpoint_every == 0 and self.step < self.config.steps:

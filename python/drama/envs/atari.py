@@ -45,8 +45,7 @@ class AtariEnv(gymnasium.Env[Frame, np.int64]):
     def __init__(self, game: str, config: EnvConfig) -> None:
         games = atari_games()
         if game not in games:
-            hint = did_you_mean(game, games)
-            raise ValueError(f"game: {game!r} is unknown{hint}; `drama games` lists all {len(games)}")
+            raise ValueError(f"game: {game!r} is no Atari game{did_you_mean(game, games)}")
         ale_env = gymnasium.make(
             f"ALE/{game}-v5",
             obs_type="grayscale",

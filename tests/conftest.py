@@ -1,0 +1,34 @@
+"""What several tests need: a tiny config, and finished runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from drama.config import Config, preset
+
+# The tiny networks gain nothing from a second thread, and on a busy machine it would make them crawl.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture
+def debug() -> Config:
+    """The debug preset on the CPU."""
+    return dataclasses.replace(preset("debug"), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def pong_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished `debug` run on Pong, made by the command line."""
+    from drama.cli import main
+
+    run = tmp_path_factory.mktemp("runs") / "pong"
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "Pong", "--preset", "debug", "--device", "cpu", "--run", str(run)])
+    assert not stop.value.code
+    return run

@@ -1,0 +1,194 @@
+"""Training end to end on real games: reproducible, resumable, and storing what really happened."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from drama import checkpoint
+from drama.config import Config, EnvConfig, preset
+from drama.envs import make_env
+from drama.learner import Learner
+from drama.replay import ReplayBuffer, Uniform
+from drama.trainer import Trainer, make_replay
+
+CLOCK = {"time", "steps_per_second"}
+
+
+class Silent:
+    """Shows nothing."""
+
+    def update(self, step: int, values: dict[str, float]) -> None:
+        pass
+
+
+def train(config: Config, run: Path) -> list[dict[str, Any]]:
+    assert Trainer(config, run).train(Silent())
+    return metrics(run)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The run's metrics without what the clock says."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in CLOCK} for line in lines]
+
+
+def test_a_run_leaves_everything_behind(pong_run: Path) -> None:
+    """Config, TensorBoard events, metrics that pandas reads, checkpoint, evaluation and dream."""
+    assert Config.load(pong_run / "config.json").game == "Pong"
+    assert list((pong_run / "tensorboard").glob("events.*"))
+    frame = pd.read_json(pong_run / "metrics.jsonl", lines=True)
+    updates = frame[(frame.event == "train") & frame["world_model/loss"].notna()]
+    assert len(updates) >= 3
+    assert updates["world_model/reconstruction"].iloc[-1] < updates["world_model/reconstruction"].iloc[0]
+    assert checkpoint.latest(pong_run).name == "step-000000120"
+    evaluation = json.loads((pong_run / "evaluation.json").read_text())
+    assert len(evaluation["episodes"]) == 2
+    assert all(-21 <= e["return"] <= 21 and e["length"] > 100 for e in evaluation["episodes"])
+    assert (pong_run / "dream.gif").read_bytes().startswith(b"GIF89a")
+
+
+def test_one_seed_gives_one_run_and_another_seed_another(debug: Config, tmp_path: Path) -> None:
+    first = train(debug, tmp_path / "a")
+    second = train(debug, tmp_path / "b")
+    other = train(dataclasses.replace(debug, seed=1), tmp_path / "c")
+    assert first == second
+    assert first != other
+
+
+def test_resume_reproduces_the_uninterrupted_run(debug: Config, tmp_path: Path) -> None:
+    """A run that goes on from its checkpoint writes the same metrics, bit for bit."""
+    whole = train(debug, tmp_path / "whole")
+    run = tmp_path / "resumed"
+    train(debug, run)
+    later = checkpoint.list_checkpoints(run)[-1]
+    assert later.name == "step-000000120"
+    later.rename(tmp_path / "gone")
+    resumed = Trainer.resume(run)
+    assert resumed.step == 60
+    assert resumed.train(Silent())
+    assert metrics(run) == whole
+    left, right = (checkpoint.load_state(checkpoint.latest(r), torch.device("cpu")) for r in (tmp_path / "whole", run))
+    for name, value in left["learner"]["world_model"].items():
+        assert torch.equal(value, right["learner"]["world_model"][name]), name
+
+
+def test_checkpoints_keep_the_last_two_and_only_complete_ones(debug: Config, tmp_path: Path) -> None:
+    config = dataclasses.replace(debug, log=dataclasses.replace(debug.log, checkpoint_every=20))
+    run = tmp_path / "run"
+    (run.parent / "x").mkdir()
+    train(config, run)
+    assert [path.name for path in checkpoint.list_checkpoints(run)] == ["step-000000100", "step-000000120"]
+    (run / "checkpoints" / ".tmp-step-000000140").mkdir()
+    assert checkpoint.latest(run).name == "step-000000120"
+
+
+def test_replay_rows_hold_the_consequence_of_their_own_action(debug: Config, tmp_path: Path) -> None:
+    """Replaying the stored actions in a fresh environment gives the stored frames, rewards and ends, row by row."""
+    config = dataclasses.replace(debug, game="Catch", env=dataclasses.replace(debug.env, size=32))
+    trainer = Trainer(config, tmp_path / "run")
+    trainer.train(Silent())
+    buffer = ReplayBuffer.load(checkpoint.latest(tmp_path / "run") / "replay")
+    rows = {k: v[0] for k, v in buffer.gather(np.array([0]), len(buffer)).items() if k not in ("indices", "weights")}
+    env = make_env("Catch", config.env)
+    frame, _ = env.reset(seed=config.seed)
+    first, ends = True, 0
+    for t in range(len(buffer)):
+        assert np.array_equal(rows["obs"][t], frame)
+        assert rows["is_first"][t] == first
+        frame, reward, terminated, truncated, _ = env.step(rows["action"][t])
+        assert rows["reward"][t] == reward
+        assert rows["terminated"][t] == terminated
+        assert rows["truncated"][t] == truncated
+        first = terminated or truncated
+        if first:
+            ends += 1
+            frame, _ = env.reset()
+    assert ends >= 10
+
+
+def test_interrupt_saves_and_tells_how_to_go_on(tmp_path: Path) -> None:
+    """SIGINT in a real process leaves a checkpoint; `--resume` finishes the run."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", "from drama.cli import main; main()", "train"]
+    start = ["Pong", "--preset", "debug", "--device", "cpu", "--steps", "100000", "--run", str(run)]
+    process = subprocess.Popen([*command, *start], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics_file = run / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (metrics_file.exists() and "world_model" in metrics_file.read_text()):
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert f"drama train --resume {run}" in out
+    step = int(checkpoint.latest(run).name.removeprefix("step-"))
+    assert step > 64
+    assert str(step) in out
+    again = subprocess.run(
+        [*command, "--resume", str(run), "--steps", str(step + 40)], capture_output=True, text=True, timeout=60
+    )
+    assert again.returncode == 0, again.stderr
+    assert checkpoint.latest(run).name == f"step-{step + 40:09d}"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_a_checkpoint(debug: Config, tmp_path: Path) -> None:
+    trainer = Trainer(debug, tmp_path / "run")
+    with torch.no_grad():
+        trainer.learner.world_model.prior.bias.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="world_model"):
+        trainer.train(Silent())
+    assert (
+        not checkpoint.list_checkpoints(tmp_path / "run") or checkpoint.latest(tmp_path / "run").name < "step-000000070"
+    )
+
+
+def pong_sequences(config: Config, steps: int) -> ReplayBuffer:
+    """Random play on real Pong in a replay."""
+    env = make_env("Pong", config.env)
+    shape = env.observation_space.shape
+    assert shape is not None
+    buffer = make_replay(config, shape)
+    random = np.random.default_rng(0)
+    frame, _ = env.reset(seed=0)
+    for _ in range(steps):
+        action = int(random.integers(6))
+        following, reward, terminated, truncated, info = env.step(action)
+        buffer.add(
+            obs=frame[None],
+            action=np.array([action], np.int64),
+            reward=np.array([reward], np.float32),
+            terminated=np.array([terminated]),
+            truncated=np.array([truncated]),
+            life_lost=np.array([info["life_lost"]]),
+        )
+        frame = env.reset()[0] if terminated or truncated else following
+    return buffer
+
+
+def test_world_model_learns_a_fixed_batch_of_pong() -> None:
+    """In 120 updates on one batch of real frames the reconstruction loss falls tenfold, the reward loss fourfold."""
+    torch.manual_seed(0)
+    base = preset("debug")
+    config = dataclasses.replace(base, env=EnvConfig(size=32, grayscale=True), device="cpu")
+    learner = Learner(config, channels=1, actions=6, device=torch.device("cpu"))
+    buffer = pong_sequences(config, 120)
+    sample = buffer.sample(8, 32, sampler=Uniform())
+    learner.start_from_frames(sample["obs"])
+    batch = learner.to_batch(sample)
+    history = [learner.update_world_model(batch) for _ in range(120)]
+    first, last = history[0], history[-1]
+    assert last["reconstruction"] < first["reconstruction"] / 10
+    assert last["reward"] < first["reward"] / 4
+    assert last["termination"] < first["termination"] / 4
