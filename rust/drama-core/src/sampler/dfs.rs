@@ -119,7 +119,12 @@ impl DynamicFrequency {
         for &slot in &drawn {
             counts[slot] = counts[slot].saturating_add(1);
         }
-        for role in [Role::WorldModel, Role::Imagination] {
+        // The counts of imagination have no part in the world model's weights.
+        let concerned: &[Role] = match role {
+            Role::WorldModel => &[Role::WorldModel, Role::Imagination],
+            Role::Imagination => &[Role::Imagination],
+        };
+        for &role in concerned {
             if let Some(mut prepared) = self.prepared(role).take() {
                 let live = drawn.iter().filter(|&&slot| prepared.rows.contains(&ring.row_of(slot)));
                 prepared.tree.set(live.map(|&slot| (slot, self.weight(role, slot))));
