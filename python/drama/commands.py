@@ -210,12 +210,13 @@ def describe(config: Config) -> dict[str, Any]:
     }
 
 
-def _parse(cls: type[T], args: Sequence[str], command: str, default: T | None = None) -> T:
+def _parse(cls: type[T], args: Sequence[str], command: str, default: Any = None) -> T:
     """Parse into the dataclass `cls`; what the parser says of a mistake is folded into one line."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(cls, args=args, prog=f"drama {command}", default=default)
+            parsed: T = tyro.cli(cls, args=args, prog=f"drama {command}", default=default)
+            return parsed
     except SystemExit as stop:
         if not stop.code:
             raise

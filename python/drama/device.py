@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from drama.config import Config
@@ -30,5 +32,7 @@ def autocast(config: Config, device: torch.device) -> torch.autocast:
 
 
 def _cpu_multiplies_bfloat16() -> bool:
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell: stay with float32
+    capabilities: dict[str, Any] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # older torch does not tell: stay with float32
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))

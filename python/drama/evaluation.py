@@ -138,11 +138,11 @@ def dream_run(run: Path, *, steps: int, context: int, skip: int, seed: int, devi
         first = terminated or truncated
         if first:
             frame, _ = env.reset()
-    obs, action, is_first = (
+    obs, actions, is_first = (
         torch.from_numpy(np.stack(column))[None].to(learner.device) for column in zip(*rows[skip:], strict=True)
     )
     with learner.autocast:
-        pictures = dream_frames(learner.world_model, obs, action, is_first, context)
+        pictures = dream_frames(learner.world_model, obs, actions, is_first, context)
     return dream_video(obs, *pictures, context)
 
 

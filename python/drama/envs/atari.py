@@ -64,7 +64,7 @@ class AtariEnv(gymnasium.Env[Frame, np.int64]):
         self._lives = 0
         shape = (config.size, config.size, 1 if config.grayscale else 3)
         self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
-        self.action_space: gymnasium.spaces.Discrete = gymnasium.spaces.Discrete(len(self._actions))  # type: ignore[assignment]
+        self.action_space: gymnasium.spaces.Discrete = gymnasium.spaces.Discrete(len(self._actions))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
         super().reset(seed=seed, options=options)

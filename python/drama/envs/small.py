@@ -28,7 +28,7 @@ class Catch(gymnasium.Env[Frame, np.int64]):
         self._channels = 1 if config.grayscale else 3
         shape = (config.size, config.size, self._channels)
         self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
-        self.action_space: gymnasium.spaces.Discrete = gymnasium.spaces.Discrete(3)  # type: ignore[assignment]
+        self.action_space: gymnasium.spaces.Discrete = gymnasium.spaces.Discrete(3)
         self._row = self._column = self._paddle = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:

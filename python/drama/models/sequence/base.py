@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class ResidualStack(SequenceModel):
         self.final_norm = RMSNorm(width)
 
     def initial_state(self, batch: int) -> State:
-        return tuple(mixer.initial_state(batch) for mixer in self.mixers)
+        return tuple(cast("SequenceModel", mixer).initial_state(batch) for mixer in self.mixers)
 
     def forward(self, x: Tensor, is_first: Tensor | None = None, state: State | None = None) -> tuple[Tensor, State]:
         states = (None,) * len(self.mixers) if state is None else state

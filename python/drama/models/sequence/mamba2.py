@@ -70,6 +70,11 @@ class Mamba2(SequenceModel):
         self.norm = GatedRMSNorm(d_inner)
         self.out_proj = nn.Linear(d_inner, d_model, bias=False)
 
+    @property
+    def conv_bias(self) -> Tensor:
+        assert self.conv1d.bias is not None
+        return self.conv1d.bias
+
     def initial_state(self, batch: int) -> Mamba2State:
         return Mamba2State(
             conv=self.D.new_zeros(batch, self.d_conv - 1, self.conv_dim),
@@ -97,7 +102,7 @@ class Mamba2(SequenceModel):
             conv = conv * keep[:, None, None]
             ssm = ssm * keep[:, None, None, None]
         window = torch.cat([conv.to(xbc.dtype), xbc[:, None]], dim=1)
-        xbc = F.silu((window * self.conv1d.weight[:, 0].T).sum(1) + self.conv1d.bias)
+        xbc = F.silu((window * self.conv1d.weight[:, 0].T).sum(1) + self.conv_bias)
         u, b, c = self._split(xbc)
         heads_per_group = self.nheads // self.ngroups
         b, c = (v.to(ssm.dtype).repeat_interleave(heads_per_group, dim=1)[:, :, None] for v in (b, c))
@@ -124,7 +129,7 @@ class Mamba2(SequenceModel):
         length, past = x.shape[1], self.d_conv - 1
         padded = torch.cat([window.to(x.dtype), x], dim=1)
         weight = self.conv1d.weight[:, 0].T.to(x.dtype)
-        out = x * weight[past] + self.conv1d.bias.to(x.dtype)
+        out = x * weight[past] + self.conv_bias.to(x.dtype)
         if segment is None:
             for lag in range(1, self.d_conv):
                 out = out + padded[:, past - lag : past - lag + length] * weight[past - lag]
