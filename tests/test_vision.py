@@ -40,6 +40,20 @@ def test_encoder_reads_rows_columns_and_channels_in_order() -> None:
     torch.testing.assert_close(encoder(obs), x / (1 + torch.exp(-x)), atol=1e-5, rtol=1e-4)
 
 
+def test_decoder_writes_rows_columns_in_order() -> None:
+    """One 1x1 convolution of weight 1 after an identity stem: the pixels are SiLU of the latent, row by row."""
+    decoder = Decoder(VisionConfig(channels=(1,), strides=(1,), kernel=1, output="linear"), 2, 1, 4).eval()
+    with torch.no_grad():
+        decoder.stem.weight.copy_(torch.eye(4))
+        for module in decoder.modules():
+            if isinstance(module, nn.ConvTranspose2d):
+                module.weight.fill_(1)
+    decoder.set_mean_pixel(torch.zeros(1, 2, 2, 1, dtype=torch.uint8))
+    z = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
+    expected = (z / (1 + torch.exp(-z))).reshape(1, 2, 2, 1)
+    torch.testing.assert_close(decoder(z), expected, atol=2e-3, rtol=1e-3)
+
+
 def test_the_papers_encoder() -> None:
     encoder = Encoder(VisionConfig(), 64, 3)
     assert encoder.features == 1024

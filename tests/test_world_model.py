@@ -142,8 +142,48 @@ def test_loss_is_the_weighted_sum_of_its_parts() -> None:
     assert losses["loss"].item() == pytest.approx(parts.item(), rel=1e-5)
 
 
+def test_the_loss_sees_the_episode_starts() -> None:
+    """Inside `loss`, actions before a start do not reach the outputs after it, and pairs across starts cost no KL."""
+    model = make_model(dataclasses.replace(CONFIG, free_bits=0.0))
+    outputs: list[Tensor] = []
+    model.sequence.register_forward_hook(lambda _module, _inputs, result: outputs.append(result[0]))
+    batch = make_batch(2, 6)
+    batch.is_first[:, 3] = True
+    for action in (batch.action, torch.cat([(batch.action[:, :3] + 1) % ACTIONS, batch.action[:, 3:]], dim=1)):
+        torch.manual_seed(0)
+        model.loss(batch._replace(action=action))
+    ours, other = outputs
+    torch.testing.assert_close(ours[:, 3:], other[:, 3:], atol=1e-5, rtol=1e-5)
+    assert (ours[:, :3] - other[:, :3]).abs().amax(-1).min() > 0.01
+
+    assert model.loss(batch)["kl"].item() > 0
+    assert model.loss(batch._replace(is_first=torch.ones(2, 6, dtype=torch.bool)))["kl"].item() == 0
+
+
+def test_the_kl_trains_the_sequence_model() -> None:
+    """With the outcome heads silent, the prior alone gives the sequence model a gradient."""
+    model = make_model(dataclasses.replace(CONFIG, free_bits=0.0))
+    for head in (model.reward, model.termination):
+        for parameter in head.parameters():
+            parameter.data.zero_()
+    loss = model.loss(make_batch(4, 6))["loss"]
+    for gradient in torch.autograd.grad(loss, [*model.stem.parameters(), *model.sequence.parameters()]):
+        assert gradient.abs().max() > 0
+
+
+def test_the_reconstruction_trains_the_encoder_through_the_sample() -> None:
+    model = make_model(dataclasses.replace(CONFIG, dynamics_scale=0.0, representation_scale=0.0))
+    model.sequence.requires_grad_(False)
+    for head in (model.reward, model.termination):
+        for parameter in head.parameters():
+            parameter.data.zero_()
+    loss = model.loss(make_batch(4, 6))["loss"]
+    for gradient in torch.autograd.grad(loss, [*model.encoder.parameters(), model.posterior.weight]):
+        assert gradient.abs().max() > 1e-6
+
+
 def test_first_losses() -> None:
-    """The first reward is 0 for all bins alike: ln 5. Five rewards of two kinds cost the same then."""
+    """The reward head starts with all five bins alike, so that any reward costs ln 5."""
     batch = make_batch(4, 6)
     losses = make_model().loss(batch._replace(reward=torch.rand(4, 6)))
     assert losses["reward"].item() == pytest.approx(math.log(5), rel=1e-5)

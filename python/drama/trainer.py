@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from drama import checkpoint
@@ -23,7 +24,8 @@ from drama.dream import dream_frames, dream_strip, dream_video
 from drama.envs import make_env
 from drama.learner import Learner
 from drama.metrics import MetricsWriter
-from drama.replay import DynamicFrequency, ReplayBuffer, Uniform
+from drama.models.world_model import Batch
+from drama.replay import DynamicFrequency, ReplayBuffer, Sampler, Uniform
 
 DREAM_ROWS, DREAM_STEPS = 4, 48
 
@@ -66,6 +68,7 @@ class Trainer:
         self._episode = {"return": 0.0, "length": 0.0}
         self._sums: dict[str, Tensor] = {}
         self._summed = 0
+        self._memory: dict[str, dict[str, NDArray[Any]]] = {}
         self._stop = False
         self._recent: deque[float] = deque(maxlen=10)
         self._clock = (time.perf_counter(), 0)
@@ -188,16 +191,23 @@ class Trainer:
             return
         if self._updates == 0:
             self.learner.start_from_frames(self._replay.sample(256, 1, sampler=Uniform())["obs"])
-        sample = self._replay.sample(train.batch_size, train.batch_length, sampler=self._dfs.world_model)
-        world_model = self.learner.update_world_model(self.learner.to_batch(sample))
-        sample = self._replay.sample(train.imagination_batch, train.context, sampler=self._dfs.imagination)
-        agent = self.learner.update_agent(self.learner.to_batch(sample))
+        world_model = self.learner.update_world_model(
+            self._sample("sequences", train.batch_size, train.batch_length, self._dfs.world_model)
+        )
+        agent = self.learner.update_agent(
+            self._sample("starts", train.imagination_batch, train.context, self._dfs.imagination)
+        )
         self._updates += 1
         self._summed += 1
         for part, values in (("world_model", world_model), ("agent", agent)):
             for name, value in values.items():
                 key = f"{part}/{name}"
                 self._sums[key] = self._sums[key] + value if key in self._sums else value
+
+    def _sample(self, name: str, batch_size: int, length: int, sampler: Sampler) -> Batch:
+        """Draw a batch into the memory of the last one of that name: fresh memory would cost its page faults."""
+        self._memory[name] = self._replay.sample(batch_size, length, sampler=sampler, out=self._memory.get(name))
+        return self.learner.to_batch(self._memory[name])
 
     def _report(self, display: Display) -> None:
         """Log, picture and save, each when it is due."""

@@ -19,9 +19,10 @@ def mixed_log_probs(logits: Tensor, unimix: float) -> Tensor:
 
 
 def sample(log_probs: Tensor) -> Tensor:
-    """One one-hot sample per variable, without gradient (Gumbel maximum)."""
-    noise = -torch.log(torch.empty_like(log_probs).exponential_())
-    index = (log_probs.detach() + noise).argmax(-1, keepdim=True)
+    """One one-hot sample per variable, without gradient (inverse of the cumulative distribution)."""
+    cumulative = log_probs.detach().exp().cumsum(-1)
+    total = cumulative[..., -1:]
+    index = (cumulative <= torch.rand_like(total) * total).sum(-1, keepdim=True)
     return torch.zeros_like(log_probs).scatter_(-1, index, 1.0)
 
 

@@ -104,11 +104,14 @@ class Mamba2(SequenceModel):
         window = torch.cat([conv.to(xbc.dtype), xbc[:, None]], dim=1)
         xbc = F.silu((window * self.conv1d.weight[:, 0].T).sum(1) + self.conv_bias)
         u, b, c = self._split(xbc)
-        heads_per_group = self.nheads // self.ngroups
-        b, c = (v.to(ssm.dtype).repeat_interleave(heads_per_group, dim=1)[:, :, None] for v in (b, c))
+        # [B, G, H / G, P, N] = [B, G, H / G, P, 1] * [B, G, 1, 1, N], in few passes over the large state
+        shape = (-1, self.ngroups, self.nheads // self.ngroups, self.headdim, self.d_state)
         decay = torch.exp(dt * -torch.exp(self.A_log))
-        ssm = ssm * decay[..., None, None] + (dt[..., None] * u)[..., None] * b
-        y = (ssm * c).sum(-1) + u * self.D[:, None]
+        inputs = (dt[..., None] * u).reshape(*shape[:-1], 1)
+        b, c = (v.to(ssm.dtype)[:, :, None, None] for v in (b, c))
+        state5 = torch.addcmul((ssm * decay[..., None, None]).reshape(shape), inputs, b)
+        y = (state5 * c).sum(-1).reshape(u.shape) + u * self.D[:, None]
+        ssm = state5.reshape(ssm.shape)
         return self.out_proj(self.norm(y.flatten(1), gate)), Mamba2State(window[:, 1:], ssm)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
