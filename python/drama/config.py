@@ -282,7 +282,7 @@ def _cpu() -> Config:
         env=EnvConfig(grayscale=True),
         world_model=WorldModelConfig(
             vision=VisionConfig(
-                channels=(16, 32, 48, 64), strides=(2, 2, 2, 2), kernel=3, output="linear", mean_pixel_bias=True
+                channels=(16, 24, 32, 48), strides=(2, 2, 2, 2), kernel=3, output="linear", mean_pixel_bias=True
             ),
             latent=LatentConfig(variables=16, classes=16),
             sequence=SequenceConfig(width=192, head_dim=32),
@@ -293,7 +293,7 @@ def _cpu() -> Config:
             train_every=4,
             batch_size=8,
             batch_length=64,
-            imagination_batch=128,
+            imagination_batch=96,
             context=4,
             horizon=12,
             world_model_lr=5e-4,
