@@ -63,6 +63,9 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format
 	cargo fmt
 
+bench: $(VENV)/.built
+	$(BIN)/python benchmarks/train_step.py
+
 wheel: $(VENV)/.created
 	$(PIP) 'maturin>=1.8,<2'
 	$(BIN)/maturin build --release --out dist

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from typing import Literal
 
 import pytest
@@ -19,15 +18,6 @@ from drama.models.world_model import Batch
 
 FEATURES, ACTIONS, BINS = 6, 3, 41  # with limit 20 the bins are the whole numbers of symlog space
 CONFIG = AgentConfig(actor_units=16, critic_units=16, layers=1, entropy=0.0)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads gain nothing at these sizes, and lose much where other processes share the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_agent(config: AgentConfig = CONFIG) -> ActorCritic:

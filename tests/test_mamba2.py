@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -21,15 +20,6 @@ WIDTH = 6
 TOLERANCE = 1e-9
 # Episode starts around the edges of chunks of four: on an edge, 1, 2 and 3 after it, several, and consecutive.
 STARTS = [(0,), (4,), (5,), (6,), (7,), (10,), (0, 4), (2, 5, 9), (4, 5, 6), (1, 2, 3), (8, 9), tuple(range(11))]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads gain nothing at these sizes, and lose much where other processes share the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from drama.config import Config, EnvConfig, preset
 from drama.envs import make_env
 from drama.learner import Learner
 from drama.replay import ReplayBuffer, Uniform
-from drama.trainer import Trainer, make_replay
+from drama.trainer import Trainer, make_replay, store_step
 
 CLOCK = {"time", "steps_per_second"}
 
@@ -165,14 +165,7 @@ def pong_sequences(config: Config, steps: int) -> ReplayBuffer:
     for _ in range(steps):
         action = int(random.integers(6))
         following, reward, terminated, truncated, info = env.step(action)
-        buffer.add(
-            obs=frame[None],
-            action=np.array([action], np.int64),
-            reward=np.array([reward], np.float32),
-            terminated=np.array([terminated]),
-            truncated=np.array([truncated]),
-            life_lost=np.array([info["life_lost"]]),
-        )
+        store_step(buffer, frame, action, reward, terminated, truncated, info)
         frame = env.reset()[0] if terminated or truncated else following
     return buffer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -27,15 +27,6 @@ CONFIG = WorldModelConfig(
 # Two distributions with KL(EVEN || SKEW) = 0.143841 and KL(SKEW || EVEN) = 0.130812; FAR is 3 nats from EVEN.
 EVEN, SKEW = (0.5, 0.5), (0.25, 0.75)
 FAR = ((1 - math.sqrt(1 - math.exp(-6))) / 2, (1 + math.sqrt(1 - math.exp(-6))) / 2)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads gain nothing at these sizes, and lose much where other processes share the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_model(config: WorldModelConfig = CONFIG) -> WorldModel:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drama.imagination import observe
+from drama.imagination import start_from
 from drama.models.world_model import WorldModel
 
 
@@ -28,7 +28,7 @@ def dream_frames(
         `context` frames of both are the same; from there on the dream sees no real frame.
     """
     z = model.sample(model.encode(obs))
-    start = observe(model, obs[:, :context], action[:, :context], is_first[:, :context])
+    start = start_from(model, z[:, :context], action[:, :context], is_first[:, :context])
     dreamt, state = start.z, start.state
     latents = []
     for t in range(context - 1, obs.shape[1] - 1):

@@ -42,7 +42,12 @@ def observe(model: WorldModel, obs: Tensor, action: Tensor, is_first: Tensor) ->
 
     The last action is not used: the imagination chooses its own.
     """
-    z = model.sample(model.encode(obs))
+    return start_from(model, model.sample(model.encode(obs)), action, is_first)
+
+
+@torch.no_grad()
+def start_from(model: WorldModel, z: Tensor, action: Tensor, is_first: Tensor) -> Start:
+    """As `observe`, from latents `z[B, T, latents]` that were sampled already."""
     d, state = model(z[:, :-1], action[:, :-1], is_first[:, :-1])
     last_first = is_first[:, -1]
     return Start(z[:, -1], d[:, -1] * ~last_first[:, None], last_first, state)

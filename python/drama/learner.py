@@ -70,6 +70,8 @@ class Learner:
         with self.autocast:
             start = observe(self.world_model, context.obs, context.action, context.is_first)
             trajectory = imagine(self.world_model, self.agent, start, self.config.train.horizon)
+        # Apart from the rollout: older torch would reuse the weights that it cast there without gradient.
+        with self.autocast:
             losses = self.agent.loss(trajectory)
         losses["gradient_norm"] = self._optimizers["agent"].step(losses["loss"])
         self.agent.update_slow_critic()

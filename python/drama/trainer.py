@@ -166,14 +166,7 @@ class Trainer:
             with self.learner.autocast:
                 action = int(self._player.act(frame[None], np.array([first]))[0])
         self._frame, reward, terminated, truncated, info = self._env.step(action)
-        self._replay.add(
-            obs=frame[None],
-            action=np.array([action], np.int64),
-            reward=np.array([reward], np.float32),
-            terminated=np.array([terminated]),
-            truncated=np.array([truncated]),
-            life_lost=np.array([info["life_lost"]]),
-        )
+        store_step(self._replay, frame, action, reward, terminated, truncated, info)
         self.step += 1
         self._episode["return"] += reward
         self._episode["length"] += 1
@@ -280,6 +273,26 @@ def make_replay(config: Config, shape: tuple[int, ...]) -> ReplayBuffer:
         },
         num_envs=1,
         seed=config.seed,
+    )
+
+
+def store_step(
+    replay: ReplayBuffer,
+    frame: NDArray[np.uint8],
+    action: int,
+    reward: float,
+    terminated: bool,
+    truncated: bool,
+    info: dict[str, Any],
+) -> None:
+    """Add to a replay from `make_replay` what `env.step(action)` returned for the frame before it."""
+    replay.add(
+        obs=frame[None],
+        action=np.array([action], np.int64),
+        reward=np.array([reward], np.float32),
+        terminated=np.array([terminated]),
+        truncated=np.array([truncated]),
+        life_lost=np.array([info["life_lost"]]),
     )
 
 

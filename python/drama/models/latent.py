@@ -12,10 +12,10 @@ from torch import Tensor
 
 def mixed_log_probs(logits: Tensor, unimix: float) -> Tensor:
     """Log-probabilities of `(1 - unimix) softmax(logits) + unimix / classes`, in float32."""
+    if not unimix:
+        return F.log_softmax(logits.float(), dim=-1)
     probs = F.softmax(logits.float(), dim=-1)
-    if unimix:
-        probs = (1 - unimix) * probs + unimix / probs.shape[-1]
-    return torch.log(probs)
+    return torch.log((1 - unimix) * probs + unimix / probs.shape[-1])
 
 
 def sample(log_probs: Tensor) -> Tensor:

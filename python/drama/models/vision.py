@@ -28,7 +28,7 @@ class Encoder(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         lead = frames.shape[:-3]
-        x = to_unit(frames).flatten(0, -4).movedim(-1, 1)  # a view: NHWC storage is channels-last
+        x = to_unit(frames).reshape(-1, *frames.shape[-3:]).movedim(-1, 1)  # a view: NHWC storage is channels-last
         return self.layers(x).reshape(*lead, self.features)
 
 

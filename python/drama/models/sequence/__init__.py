@@ -27,7 +27,9 @@ def register(name: str) -> Callable[[Builder], Builder]:
 def build(config: SequenceConfig) -> SequenceModel:
     """Make the sequence model that `config.backend` names."""
     if config.backend not in _builders:
-        raise ValueError(f"model.sequence.backend: {config.backend!r} is unknown; there are {', '.join(_builders)}")
+        raise ValueError(
+            f"world_model.sequence.backend: {config.backend!r} is unknown; there are {', '.join(_builders)}"
+        )
     return _builders[config.backend](config)
 
 

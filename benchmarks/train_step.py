@@ -1,0 +1,145 @@
+"""Where the time of a training step goes: `python benchmarks/train_step.py [--preset cpu] [--json]`.
+
+Each part runs alone on real Pong frames, several times; the table gives medians in milliseconds, forward and backward
+where the part is trained. A step of the environment comes with `1 / train_every` of a pair of updates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from drama.agent.player import Player
+from drama.config import PRESETS, Config, preset
+from drama.device import resolve_device
+from drama.envs import make_env
+from drama.imagination import imagine, observe
+from drama.learner import Learner
+from drama.replay import DynamicFrequency, ReplayBuffer
+from drama.trainer import make_replay, store_step
+
+ROWS = 2000
+
+
+def milliseconds(part: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Median time of `part`, after two calls that do not count."""
+    times = []
+    for i in range(repeats + 2):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        part()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if i >= 2:
+            times.append(time.perf_counter() - begin)
+    return 1000 * statistics.median(times)
+
+
+def random_play(config: Config) -> ReplayBuffer:
+    """`ROWS` rows of random play on Pong."""
+    env = make_env("Pong", config.env)
+    shape = env.observation_space.shape
+    assert shape is not None
+    buffer = make_replay(config, shape)
+    random = np.random.default_rng(0)
+    frame, _ = env.reset(seed=0)
+    for _ in range(ROWS):
+        action = int(random.integers(env.action_space.n))
+        following, reward, terminated, truncated, info = env.step(action)
+        store_step(buffer, frame, action, reward, terminated, truncated, info)
+        frame = env.reset()[0] if terminated or truncated else following
+    return buffer
+
+
+def measure(config: Config, repeats: int) -> dict[str, float]:
+    """Milliseconds by part."""
+    device = resolve_device("auto")
+    buffer = random_play(config)
+    env = make_env("Pong", config.env)
+    frame, _ = env.reset(seed=0)
+    learner = Learner(config, frame.shape[-1], int(env.action_space.n), device)
+    model, train = learner.world_model, config.train
+    dfs = DynamicFrequency(temperature=train.dfs_temperature, ratio=train.batch_size / train.imagination_batch)
+    sequences = buffer.sample(train.batch_size, train.batch_length, sampler=dfs.world_model)
+    starts = buffer.sample(train.imagination_batch, train.context, sampler=dfs.imagination)
+    batch, context = learner.to_batch(sequences), learner.to_batch(starts)
+    latents = torch.zeros(train.batch_size, train.batch_length, model.latents, device=device)
+    player = Player(model, learner.agent, num_envs=1)
+
+    def trained(forward: Callable[[], torch.Tensor]) -> Callable[[], None]:
+        def both() -> None:
+            model.train()
+            with learner.autocast:
+                out = forward()
+            out.float().square().mean().backward()
+            model.eval()
+
+        return both
+
+    def replay() -> None:
+        buffer.sample(train.batch_size, train.batch_length, sampler=dfs.world_model, out=sequences)
+        buffer.sample(train.imagination_batch, train.context, sampler=dfs.imagination, out=starts)
+
+    def act() -> None:
+        with learner.autocast:
+            player.act(frame[None], np.array([False]))
+
+    def environment() -> None:
+        *_, terminated, truncated, _ = env.step(0)
+        if terminated or truncated:
+            env.reset()
+
+    with learner.autocast:
+        start = observe(model, context.obs, context.action, context.is_first)
+
+    def context_part() -> None:
+        with learner.autocast:
+            observe(model, context.obs, context.action, context.is_first)
+
+    def imagination() -> None:
+        with learner.autocast:
+            imagine(model, learner.agent, start, train.horizon)
+
+    parts: dict[str, Callable[[], object]] = {
+        "world model update": lambda: learner.update_world_model(batch),
+        "  encoder": trained(lambda: model.encode(batch.obs)),
+        "  decoder": trained(lambda: model.decode(latents)),
+        "  sequence model": trained(lambda: model(latents, batch.action, batch.is_first)[0]),
+        "agent update": lambda: learner.update_agent(context),
+        "  context": context_part,
+        "  imagination": imagination,
+        "replay": replay,
+        "acting": act,
+        "environment": environment,
+    }
+    times = {name: milliseconds(part, repeats, device) for name, part in parts.items()}
+    times["  actor-critic"] = times["agent update"] - times["  context"] - times["  imagination"]
+    updates = times["world model update"] + times["agent update"] + times["replay"]
+    times["whole step"] = updates / train.train_every + times["acting"] + times["environment"]
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="cpu")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    times = measure(preset(args.preset), args.repeats)
+    if args.json:
+        print(json.dumps({name.strip(): value for name, value in times.items()}, indent=2))
+        return
+    for name, value in times.items():
+        print(f"{name:20} {value:9.2f} ms")
+    print(f"{1000 / times['whole step']:.1f} environment steps per second on {torch.get_num_threads()} threads")
+
+
+if __name__ == "__main__":
+    main()
