@@ -31,7 +31,14 @@ print("fine")
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_wheel_needs_numpy_only(tmp_path: Path) -> None:
-    build = [Path(sys.executable).parent / "maturin", "build", "--release", "--quiet", "--out", tmp_path]
+    build: list[str | Path] = [
+        Path(sys.executable).parent / "maturin",
+        "build",
+        "--release",
+        "--quiet",
+        "--out",
+        tmp_path,
+    ]
     subprocess.run(build, cwd=ROOT, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     assert "abi3" in wheel.name

@@ -95,6 +95,8 @@ class WorldModelConfig:
     """Two-hot bins of the reward."""
     bin_limit: float = 20.0
     """The bins span [-limit, limit] in symlog space."""
+    reconstruction_scale: float = 1.0
+    """Weight of the squared error; small gray objects need more than the 1 that suits three colour channels."""
     dynamics_scale: float = 1.0
     """Weight of KL(stop(posterior) || prior)."""
     representation_scale: float = 0.1

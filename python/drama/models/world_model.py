@@ -106,7 +106,7 @@ class WorldModel(nn.Module):
         termination_loss = F.binary_cross_entropy_with_logits(termination.float(), batch.ended.float())
         dynamics, representation, kl = kl_losses(posterior, prior, batch.is_first, self.config.free_bits)
         loss = (
-            reconstruction
+            self.config.reconstruction_scale * reconstruction
             + reward_loss
             + termination_loss
             + self.config.dynamics_scale * dynamics
