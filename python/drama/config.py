@@ -289,6 +289,7 @@ def _cpu() -> Config:
             latent=LatentConfig(variables=16, classes=16),
             sequence=SequenceConfig(width=192, head_dim=32),
             head_units=128,
+            reconstruction_scale=4.0,
         ),
         agent=AgentConfig(actor_units=128, critic_units=128, layers=2),
         train=TrainConfig(
@@ -298,8 +299,8 @@ def _cpu() -> Config:
             imagination_batch=96,
             context=4,
             horizon=12,
-            world_model_lr=5e-4,
-            agent_lr=2e-4,
+            world_model_lr=1e-3,
+            agent_lr=3e-4,
             warmup_updates=200,
         ),
     )
