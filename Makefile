@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-RUN ?= runs/demo
+RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 DEMO_STEPS ?= 5000
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
@@ -19,24 +19,25 @@ help:
 
 # Each stamp is a step of the set-up; it runs again when what it depends on has changed.
 $(VENV)/.created:
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed") if sys.version_info < (3, 10) else None'
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) --upgrade 'pip>=25.1'
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed") if sys.version_info < (3, 10) else None'
+	@echo "making the virtual environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { echo "on Debian, apt-get install python3-venv brings what is missing"; exit 1; }
+	@$(PIP) --upgrade 'pip>=25.1' 'maturin>=1.8,<2'
+	@touch $@
 
-$(VENV)/.built: $(VENV)/.created pyproject.toml $(RUST_SOURCES)
-	$(PIP) 'maturin>=1.8,<2'
-	$(PIP) --editable '.[train]' --constraint requirements.lock
-	touch $@
+$(VENV)/.built: $(VENV)/.created pyproject.toml requirements.lock $(RUST_SOURCES)
+	@echo "building the extension in release mode, installing what training needs (torch is large)"
+	@$(PIP) --editable '.[train]' --constraint requirements.lock
+	@touch $@
 
 $(VENV)/.dev: $(VENV)/.built
-	$(PIP) --group test --group lint --constraint requirements.lock
-	touch $@
+	@echo "installing what tests and lints need"
+	@$(PIP) --group test --group lint --constraint requirements.lock
+	@touch $@
 
 build: $(VENV)/.built
 
 demo: $(VENV)/.built
-	rm -rf $(RUN)
 	$(BIN)/drama train Pong --preset cpu --steps $(DEMO_STEPS) --run $(RUN)
 
 test: test-rust test-python
@@ -67,7 +68,6 @@ bench: $(VENV)/.built
 	$(BIN)/python benchmarks/train_step.py
 
 wheel: $(VENV)/.created
-	$(PIP) 'maturin>=1.8,<2'
 	$(BIN)/maturin build --release --out dist
 
 clean:
