@@ -76,6 +76,8 @@ def test_resume_reproduces_the_uninterrupted_run(debug: Config, tmp_path: Path) 
     later = checkpoint.list_checkpoints(run)[-1]
     assert later.name == "step-000000120"
     later.rename(tmp_path / "gone")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "tra')  # as a kill leaves it
     resumed = Trainer.resume(run)
     assert resumed.step == 60
     assert resumed.train(Silent())

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from drama.files import fsync_folder
 from drama.replay import ReplayBuffer
 
 KEEP = 2
@@ -36,7 +37,7 @@ def save(run: Path, step: int, state: dict[str, Any], replay: ReplayBuffer) -> P
         file.flush()
         os.fsync(file.fileno())
     folder.rename(final)
-    _fsync_folder(parent)
+    fsync_folder(parent)
     for old in list_checkpoints(run)[:-KEEP]:
         shutil.rmtree(old)
     return final
@@ -70,12 +71,3 @@ def load_state(folder: Path, device: torch.device) -> dict[str, Any]:
         found = state.get("version") if isinstance(state, dict) else None
         raise ValueError(f"{path}: checkpoint version {found}, this package reads version {VERSION}")
     return state
-
-
-def _fsync_folder(path: Path) -> None:
-    if os.name == "posix":
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

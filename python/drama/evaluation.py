@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from drama.config import Config
 from drama.device import resolve_device
 from drama.dream import dream_frames, dream_video
 from drama.envs import make_env
+from drama.files import write_atomically
 from drama.learner import Learner
 from drama.scores import human_normalised
 
@@ -144,10 +144,3 @@ def dream_run(run: Path, *, steps: int, context: int, skip: int, seed: int, devi
     with learner.autocast:
         pictures = dream_frames(learner.world_model, obs, actions, is_first, context)
     return dream_video(obs, *pictures, context)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file so that a kill leaves the old or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

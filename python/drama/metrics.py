@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from drama.files import write_atomically
+
 
 class MetricsWriter:
     """Writes `metrics.jsonl` and TensorBoard events into a run folder.
@@ -26,8 +28,8 @@ class MetricsWriter:
     def __init__(self, folder: Path, keep_until: int | None = None) -> None:
         path = folder / "metrics.jsonl"
         if keep_until is not None and path.exists():
-            lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= keep_until]
-            path.write_text("".join(line + "\n" for line in lines))
+            lines = path.read_text().splitlines()
+            write_atomically(path, "".join(line + "\n" for line in lines if _step(line) <= keep_until))
         self._file = path.open("a", buffering=1)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=keep_until)
 
@@ -54,6 +56,14 @@ class MetricsWriter:
         """Flush and close both files."""
         self._file.close()
         self._board.close()
+
+
+def _step(line: str) -> float:
+    """The step of a line of `metrics.jsonl`; infinite for one that a kill cut off."""
+    try:
+        return float(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError):
+        return math.inf
 
 
 def encode_video(frames: NDArray[np.uint8], extension: str, fps: int = 15) -> bytes:

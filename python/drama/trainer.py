@@ -22,6 +22,7 @@ from drama.config import Config
 from drama.device import resolve_device
 from drama.dream import dream_frames, dream_strip, dream_video
 from drama.envs import make_env
+from drama.files import write_atomically
 from drama.learner import Learner
 from drama.metrics import MetricsWriter
 from drama.models.world_model import Batch
@@ -87,6 +88,8 @@ class Trainer:
         config = Config.load(run / "config.json")
         if steps is not None:
             config = dataclasses.replace(config, steps=steps)
+            config.validate()
+            write_atomically(run / "config.json", config.to_json())
         return Trainer(config, run, resume=True)
 
     def train(self, display: Display) -> bool:
@@ -139,7 +142,7 @@ class Trainer:
             )
         self._replay = make_replay(self.config, shape)
         self.run.mkdir(parents=True)
-        (self.run / "config.json").write_text(self.config.to_json())
+        write_atomically(self.run / "config.json", self.config.to_json())
 
     def _load(self) -> None:
         folder = checkpoint.latest(self.run)
