@@ -115,8 +115,8 @@ def definition(mixer: Mamba2, x: NDArray[np.float64], first: list[bool]) -> NDAr
                 if episode[s] == episode[t]:
                     decay = np.exp(a[h] * dt[s + 1 : t + 1, h].sum())
                     y[h] += decay * dt[s, h] * np.dot(c[t, g], b[s, g]) * u[s, h]
-        gated = y.reshape(-1) * silu(gate[t])
-        normed = gated / np.sqrt(np.mean(gated**2) + 1e-5) * p["norm.weight"]
+        gated = (y.reshape(-1) * silu(gate[t])).reshape(groups, -1)
+        normed = (gated / np.sqrt(np.mean(gated**2, axis=1, keepdims=True) + 1e-5)).reshape(-1) * p["norm.weight"]
         out[t] = p["out_proj.weight"] @ normed
     return out
 

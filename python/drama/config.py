@@ -63,23 +63,29 @@ class SequenceConfig:
     """The sequence model."""
 
     backend: str = "mamba2"
-    """Registered name of the backend."""
+    """`mamba2`, `mamba`, `transformer`, or the name of a registered one."""
     width: int = 512
     """Width of the model and of its output."""
     layers: int = 2
     """Number of residual layers."""
     state: int = 16
-    """State size of each head."""
+    """State size of each head (mamba2) or channel (mamba)."""
     expand: int = 2
-    """Inner width as a multiple of the width."""
+    """Inner width as a multiple of the width (mamba2, mamba)."""
     head_dim: int = 64
-    """Channels of each head."""
+    """Channels of each head (mamba2)."""
     groups: int = 1
-    """Groups of heads that share their input and output maps."""
+    """Groups of heads that share their input and output maps (mamba2)."""
     conv: int = 4
-    """Width of the causal convolution."""
+    """Width of the causal convolution (mamba2, mamba)."""
     chunk: int = 32
-    """Block length of the parallel form; changes the cost, not the result."""
+    """Block length of the parallel form; changes the cost, not the result (mamba2)."""
+    heads: int = 8
+    """Attention heads (transformer)."""
+    window: int = 64
+    """Tokens that attention reaches back, the present one included (transformer)."""
+    dropout: float = 0.1
+    """Dropout rate while training (transformer)."""
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,13 @@ class RMSNorm(nn.RMSNorm):
 
 
 class GatedRMSNorm(nn.Module):
-    """RMS norm of `y * silu(gate)`; `norm_before_gate=False` in Mamba-2's terms."""
+    """RMS norm of `y * silu(gate)` within each of `groups` equal parts; `norm_before_gate=False` in Mamba-2's terms."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, groups: int = 1) -> None:
         super().__init__()
+        self.groups = groups
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, y: Tensor, gate: Tensor) -> Tensor:
-        return F.rms_norm((y * F.silu(gate)).to(self.weight.dtype), self.weight.shape, self.weight, EPS)
+        parts = (y * F.silu(gate)).to(self.weight.dtype).unflatten(-1, (self.groups, -1))
+        return F.rms_norm(parts, parts.shape[-1:], None, EPS).flatten(-2) * self.weight

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 from drama.config import SequenceConfig
 from drama.models.sequence.base import ResidualStack, SequenceModel
+from drama.models.sequence.mamba import Mamba
 from drama.models.sequence.mamba2 import Mamba2
+from drama.models.sequence.transformer import TransformerLayer
 
 Builder = Callable[[SequenceConfig], SequenceModel]
 _builders: dict[str, Builder] = {}
@@ -45,6 +47,22 @@ def _mamba2(config: SequenceConfig) -> SequenceModel:
             ngroups=config.groups,
             chunk_size=config.chunk,
         )
+
+    return ResidualStack([mixer() for _ in range(config.layers)], config.width)
+
+
+@register("mamba")
+def _mamba(config: SequenceConfig) -> SequenceModel:
+    def mixer() -> Mamba:
+        return Mamba(config.width, d_state=config.state, d_conv=config.conv, expand=config.expand)
+
+    return ResidualStack([mixer() for _ in range(config.layers)], config.width)
+
+
+@register("transformer")
+def _transformer(config: SequenceConfig) -> SequenceModel:
+    def mixer() -> TransformerLayer:
+        return TransformerLayer(config.width, heads=config.heads, window=config.window, dropout=config.dropout)
 
     return ResidualStack([mixer() for _ in range(config.layers)], config.width)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from drama.models.norm import GatedRMSNorm
 from drama.models.sequence.base import SequenceModel, episode_segments
+from drama.models.sequence.conv import causal_conv, causal_conv_step
 
 
 class Mamba2State(NamedTuple):
@@ -67,13 +68,8 @@ class Mamba2(SequenceModel):
         self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
         self.A_log = nn.Parameter(torch.log(torch.empty(nheads).uniform_(1, 16)))
         self.D = nn.Parameter(torch.ones(nheads))
-        self.norm = GatedRMSNorm(d_inner)
+        self.norm = GatedRMSNorm(d_inner, ngroups)
         self.out_proj = nn.Linear(d_inner, d_model, bias=False)
-
-    @property
-    def conv_bias(self) -> Tensor:
-        assert self.conv1d.bias is not None
-        return self.conv1d.bias
 
     def initial_state(self, batch: int) -> Mamba2State:
         return Mamba2State(
@@ -88,7 +84,7 @@ class Mamba2(SequenceModel):
         conv, ssm = self.initial_state(batch) if state is None else state
         segment = episode_segments(is_first)
         gate, xbc, dt = self._project(x)
-        xbc, conv = self._convolve(xbc, segment, conv)
+        xbc, conv = causal_conv(self.conv1d, xbc, segment, conv)
         u, b, c = self._split(xbc)
         y, ssm = ssd_scan(u, dt, -torch.exp(self.A_log), b, c, segment, ssm, self.chunk_size)
         y = y + u * self.D[:, None]
@@ -97,12 +93,9 @@ class Mamba2(SequenceModel):
     def step(self, x: Tensor, is_first: Tensor | None, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
         gate, xbc, dt = self._project(x)
         conv, ssm = state
+        xbc, conv = causal_conv_step(self.conv1d, xbc, is_first, conv)
         if is_first is not None:
-            keep = ~is_first
-            conv = conv * keep[:, None, None]
-            ssm = ssm * keep[:, None, None, None]
-        window = torch.cat([conv.to(xbc.dtype), xbc[:, None]], dim=1)
-        xbc = F.silu((window * self.conv1d.weight[:, 0].T).sum(1) + self.conv_bias)
+            ssm = ssm * ~is_first[:, None, None, None]
         u, b, c = self._split(xbc)
         # [B, G, H / G, P, N] = [B, G, H / G, P, 1] * [B, G, 1, 1, N], in few passes over the large state
         shape = (-1, self.ngroups, self.nheads // self.ngroups, self.headdim, self.d_state)
@@ -112,7 +105,7 @@ class Mamba2(SequenceModel):
         state5 = torch.addcmul((ssm * decay[..., None, None]).reshape(shape), inputs, b)
         y = (state5 * c).sum(-1).reshape(u.shape) + u * self.D[:, None]
         ssm = state5.reshape(ssm.shape)
-        return self.out_proj(self.norm(y.flatten(1), gate)), Mamba2State(window[:, 1:], ssm)
+        return self.out_proj(self.norm(y.flatten(1), gate)), Mamba2State(conv, ssm)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gate, xbc, dt = self.in_proj(x).split([self.d_inner, self.conv_dim, self.nheads], dim=-1)
@@ -126,24 +119,6 @@ class Mamba2(SequenceModel):
             b.unflatten(-1, (self.ngroups, self.d_state)),
             c.unflatten(-1, (self.ngroups, self.d_state)),
         )
-
-    def _convolve(self, x: Tensor, segment: Tensor | None, window: Tensor) -> tuple[Tensor, Tensor]:
-        """Causal depthwise convolution that sees no input from before the current episode."""
-        length, past = x.shape[1], self.d_conv - 1
-        padded = torch.cat([window.to(x.dtype), x], dim=1)
-        weight = self.conv1d.weight[:, 0].T.to(x.dtype)
-        out = x * weight[past] + self.conv_bias.to(x.dtype)
-        if segment is None:
-            for lag in range(1, self.d_conv):
-                out = out + padded[:, past - lag : past - lag + length] * weight[past - lag]
-            return F.silu(out), padded[:, length:]
-        segments = F.pad(segment, (past, 0))
-        for lag in range(1, self.d_conv):
-            begin = past - lag
-            same = (segments[:, begin : begin + length] == segment)[..., None]
-            out = out + padded[:, begin : begin + length] * (weight[begin] * same)
-        kept = segments[:, length:] == segments[:, -1:]
-        return F.silu(out), padded[:, length:] * kept[..., None]
 
 
 def ssd_scan(

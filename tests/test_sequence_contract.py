@@ -1,0 +1,129 @@
+"""The contract that every sequence model keeps, checked on every backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from drama.config import SequenceConfig
+from drama.models.sequence import SequenceModel, build
+
+BATCH, WIDTH = 3, 24
+BACKENDS = ("mamba2", "mamba", "transformer")
+
+
+@pytest.fixture(params=BACKENDS)
+def model(request: pytest.FixtureRequest) -> SequenceModel:
+    torch.manual_seed(0)
+    config = SequenceConfig(
+        backend=request.param, width=WIDTH, layers=2, state=5, head_dim=12, chunk=8, heads=2, window=9
+    )
+    return build(config).eval()
+
+
+def tokens(length: int) -> Tensor:
+    return torch.randn(BATCH, length, WIDTH, generator=torch.Generator().manual_seed(length))
+
+
+def starts(length: int, *at: int) -> Tensor:
+    is_first = torch.zeros(BATCH, length, dtype=torch.bool)
+    is_first[:, list(at)] = True
+    return is_first
+
+
+def steps(model: SequenceModel, x: Tensor, is_first: Tensor | None) -> tuple[Tensor, Any]:
+    state, outputs = model.initial_state(x.shape[0]), []
+    for t in range(x.shape[1]):
+        y, state = model.step(x[:, t], None if is_first is None else is_first[:, t], state)
+        outputs.append(y)
+    return torch.stack(outputs, dim=1), state
+
+
+def flat(state: Any) -> list[Tensor]:
+    return [state] if isinstance(state, Tensor) else [t for part in state for t in flat(part)]
+
+
+def close(left: Tensor, right: Tensor) -> None:
+    torch.testing.assert_close(left, right, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 23])
+@pytest.mark.parametrize("resets", [(), (0,), (1, 2), (5, 8, 16)])
+def test_step_equals_forward(model: SequenceModel, length: int, resets: tuple[int, ...]) -> None:
+    x = tokens(length)
+    is_first = starts(length, *(t for t in resets if t < length)) if resets else None
+    y, state = model(x, is_first)
+    by_step, step_state = steps(model, x, is_first)
+    close(y, by_step)
+    following = tokens(5)
+    close(model(following, None, state)[0], model(following, None, step_state)[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cut", [1, 2, 3, 8, 11, 19])
+def test_an_episode_start_isolates_the_halves(model: SequenceModel, cut: int) -> None:
+    x = tokens(20)
+    y, state = model(x, starts(20, cut))
+    first, _ = model(x[:, :cut])
+    second, alone = model(x[:, cut:], starts(20 - cut, 0))
+    close(y, torch.cat([first, second], dim=1))
+    following = tokens(4)
+    close(model(following, None, state)[0], model(following, None, alone)[0])
+
+
+@torch.no_grad()
+def test_resets_are_per_sequence(model: SequenceModel) -> None:
+    x = tokens(12)
+    is_first = torch.zeros(BATCH, 12, dtype=torch.bool)
+    is_first[1, 6] = True
+    y, _ = model(x, is_first)
+    close(y[[0, 2]], model(x)[0][[0, 2]])
+    close(y[1, 6:], model(x[1:2, 6:])[0][0])
+    assert not torch.allclose(y[1, 6:], model(x)[0][1, 6:], atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cut", [1, 3, 8, 13])
+@pytest.mark.parametrize("resets", [(), (8,), (13, 14)])
+def test_carried_state_equals_no_cut(model: SequenceModel, cut: int, resets: tuple[int, ...]) -> None:
+    x, is_first = tokens(16), starts(16, *resets)
+    whole, end = model(x, is_first)
+    first, state = model(x[:, :cut], is_first[:, :cut])
+    second, cut_end = model(x[:, cut:], is_first[:, cut:], state)
+    close(whole, torch.cat([first, second], dim=1))
+    following = tokens(3)
+    close(model(following, None, end)[0], model(following, None, cut_end)[0])
+
+
+@torch.no_grad()
+def test_the_future_does_not_change_the_past_and_the_past_counts(model: SequenceModel) -> None:
+    x = tokens(10)
+    changed = x.clone()
+    changed[:, 6] += 1
+    y, other = model(x)[0], model(changed)[0]
+    assert torch.equal(y[:, :6], other[:, :6])
+    assert not torch.allclose(y[:, 7], other[:, 7], atol=1e-4)
+
+
+@torch.no_grad()
+def test_state_is_a_value(model: SequenceModel) -> None:
+    """Calls do not change the state they are given, nor remember anything."""
+    _, state = model(tokens(6))
+    before = [t.clone() for t in flat(state)]
+    x = tokens(3)
+    once = model(x, None, state)[0]
+    model.step(x[:, 0], torch.ones(BATCH, dtype=torch.bool), state)
+    assert all(torch.equal(a, b) for a, b in zip(before, flat(state), strict=True))
+    assert torch.equal(once, model(x, None, state)[0])
+
+
+def test_every_parameter_gets_a_gradient(model: SequenceModel) -> None:
+    y, _ = model(tokens(11), starts(11, 4))
+    y.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
