@@ -56,6 +56,9 @@ class LatentConfig:
     """Classes of each variable."""
     unimix: float = 0.01
     """Share of the uniform distribution mixed into each."""
+    posterior_gain: float = 0.0
+    """Batch-normalise the posterior's logits with this gain to begin with, so that it cannot become the same for all
+    frames while small objects are still ignored; 0 leaves the logits as they are."""
 
 
 @dataclass(frozen=True)
@@ -292,7 +295,7 @@ def _cpu() -> Config:
             vision=VisionConfig(
                 channels=(16, 24, 32, 48), strides=(2, 2, 2, 2), kernel=3, output="linear", mean_pixel_bias=True
             ),
-            latent=LatentConfig(variables=16, classes=16),
+            latent=LatentConfig(variables=16, classes=16, posterior_gain=3.0),
             sequence=SequenceConfig(width=192, head_dim=32),
             head_units=128,
             reconstruction_scale=4.0,
@@ -305,7 +308,7 @@ def _cpu() -> Config:
             imagination_batch=96,
             context=4,
             horizon=12,
-            world_model_lr=1e-3,
+            world_model_lr=2e-3,
             agent_lr=3e-4,
             warmup_updates=200,
         ),

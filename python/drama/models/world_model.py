@@ -45,7 +45,11 @@ class WorldModel(nn.Module):
         self.latents = config.latent.variables * config.latent.classes
         self.width = config.sequence.width
         self.encoder = Encoder(config.vision, size, channels)
-        self.posterior = nn.Linear(self.encoder.features, self.latents)
+        self.posterior = nn.Sequential(nn.Linear(self.encoder.features, self.latents))
+        if config.latent.posterior_gain:
+            norm = nn.BatchNorm1d(self.latents)
+            nn.init.constant_(norm.weight, config.latent.posterior_gain)
+            self.posterior.append(norm)
         self.decoder = Decoder(config.vision, size, channels, self.latents)
         self.stem = nn.Sequential(
             nn.Linear(self.latents + actions, self.width, bias=False), RMSNorm(self.width), nn.SiLU()
@@ -63,7 +67,9 @@ class WorldModel(nn.Module):
 
     def encode(self, obs: Tensor) -> Tensor:
         """Posterior log-probabilities `[..., variables, classes]` of frames `[..., H, W, C]` uint8."""
-        return self._log_probs(self.posterior(self.encoder(obs)))
+        features = self.encoder(obs)
+        logits = self.posterior(features.reshape(-1, self.encoder.features))
+        return self._log_probs(logits.reshape(*features.shape[:-1], self.latents))
 
     def decode(self, z: Tensor) -> Tensor:
         """Frames `[..., H, W, C]` in [0, 1] of flat latents `[..., latents]`."""
