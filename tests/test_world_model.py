@@ -169,7 +169,7 @@ def test_the_reconstruction_trains_the_encoder_through_the_sample() -> None:
         for parameter in head.parameters():
             parameter.data.zero_()
     loss = model.loss(make_batch(4, 6))["loss"]
-    for gradient in torch.autograd.grad(loss, [*model.encoder.parameters(), model.posterior.weight]):
+    for gradient in torch.autograd.grad(loss, [*model.encoder.parameters(), *model.posterior.parameters()]):
         assert gradient.abs().max() > 1e-6
 
 
@@ -320,7 +320,7 @@ def test_the_papers_world_model() -> None:
     assert (model.latents, model.width, model.features) == (1024, 512, 1536)
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
     for name, shape in {
-        "posterior.weight": (1024, 1024),
+        "posterior.0.weight": (1024, 1024),
         "decoder.stem.weight": (1024, 1024),
         "stem.0.weight": (512, 1030),
         "prior.weight": (1024, 512),
