@@ -20,6 +20,11 @@ FEATURES, ACTIONS, BINS = 6, 3, 41  # with limit 20 the bins are the whole numbe
 CONFIG = AgentConfig(actor_units=16, critic_units=16, layers=1, entropy=0.0)
 
 
+def losses_of(agent: ActorCritic, trajectory: Trajectory) -> dict[str, Tensor]:
+    targets, watched = agent.targets(trajectory)
+    return agent.loss(targets) | watched
+
+
 def make_agent(config: AgentConfig = CONFIG) -> ActorCritic:
     torch.manual_seed(0)
     return ActorCritic(config, FEATURES, ACTIONS, BINS, 20.0)
@@ -63,7 +68,7 @@ def test_a_positive_advantage_raises_the_chosen_action(action: int, reward: floa
     trajectory = make_trajectory([[reward]] * 4, [[action]] * 4, [[0.0]] * 4, [[1.0]] * 4)
     before = probability(agent, trajectory, action)
     optimizer = torch.optim.SGD(agent.actor.parameters(), lr=0.1)
-    for parameter, gradient in gradients(agent.loss(trajectory)["loss"], agent).items():
+    for parameter, gradient in gradients(losses_of(agent, trajectory)["loss"], agent).items():
         agent.get_parameter(parameter).grad = gradient
     optimizer.step()
     assert (probability(agent, trajectory, action) > before) == raised
@@ -79,7 +84,7 @@ def test_losses_by_hand() -> None:
     last_layer(agent.actor).weight.data.zero_()
     set_value(agent.critic, 1)
     set_value(agent.slow_critic, 1)
-    losses = agent.loss(make_trajectory([[2.0], [-1.0]], [[0], [2]], [[1.0], [0.0]], [[1.0], [1.0]]))
+    losses = losses_of(agent, make_trajectory([[2.0], [-1.0]], [[0], [2]], [[1.0], [0.0]], [[1.0], [1.0]]))
     value = math.e - 1
     going, ended = 2 + value / 2, -1.0
     scale = 0.9 * (going - ended)
@@ -101,7 +106,7 @@ def test_the_critic_learns_its_own_and_the_slow_critics_return() -> None:
     agent = make_agent(dataclasses.replace(CONFIG, discount=1.0))
     set_value(agent.critic, 0)
     set_value(agent.slow_critic, 1)
-    losses = agent.loss(make_trajectory([[0.0]], [[0]], [[1.0]], [[1.0]]))
+    losses = losses_of(agent, make_trajectory([[0.0]], [[0]], [[1.0]], [[1.0]]))
     assert losses["critic"].item() == pytest.approx(100.0, rel=1e-4)
     assert losses["return"].item() == pytest.approx(0.0, abs=1e-5)
 
@@ -109,7 +114,7 @@ def test_the_critic_learns_its_own_and_the_slow_critics_return() -> None:
 def test_no_weight_no_gradient() -> None:
     agent = make_agent(dataclasses.replace(CONFIG, entropy=0.1))
     trajectory = make_trajectory([[1.0, 2.0]], [[0, 1]], [[1.0, 1.0]], [[0.0, 0.0]])
-    losses = agent.loss(trajectory)
+    losses = losses_of(agent, trajectory)
     assert losses["loss"].item() == 0
     for gradient in gradients(losses["loss"], agent).values():
         assert torch.equal(gradient, torch.zeros_like(gradient))
@@ -120,8 +125,8 @@ def test_steps_after_the_end_change_nothing() -> None:
     agent = make_agent(dataclasses.replace(CONFIG, entropy=0.1))
     long = make_trajectory([[0.3, 0.9], [0.1, 0.2]], [[0, 1], [2, 2]], [[0.0, 1.0], [0.0, 1.0]], [[1.0, 0.0]] * 2)
     cut = Trajectory(long.features[:, :2], *(v[:, :1] for v in long[1:]))
-    expected = gradients(agent.loss(cut)["loss"], agent)
-    actual = gradients(agent.loss(long)["loss"], agent)
+    expected = gradients(losses_of(agent, cut)["loss"], agent)
+    actual = gradients(losses_of(agent, long)["loss"], agent)
     assert max(g.abs().max().item() for g in expected.values()) > 1e-3
     for name, gradient in actual.items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4)
@@ -132,7 +137,7 @@ def test_entropy_bonus_flattens_the_policy() -> None:
     last_layer(agent.actor).bias.data.copy_(torch.tensor([1.0, 0.0, 0.0]))
     set_value(agent.critic, 0)
     trajectory = make_trajectory([[0.0]] * 4, [[0]] * 4, [[0.0]] * 4, [[1.0]] * 4)
-    gradient = gradients(agent.loss(trajectory)["loss"], agent)[f"actor.{len(agent.actor) - 1}.bias"]
+    gradient = gradients(losses_of(agent, trajectory)["loss"], agent)[f"actor.{len(agent.actor) - 1}.bias"]
     assert gradient[0] > 0.01  # descending lowers the favourite
     assert gradient[1] < 0
     assert gradient[2] < 0
@@ -208,7 +213,7 @@ def test_the_actors_input_is_normalised_and_only_by_what_was_observed() -> None:
 def test_state_dict_carries_the_running_statistics() -> None:
     agent, copy = make_agent(), make_agent()
     agent.observe_features(torch.randn(50, FEATURES) * 3 + 1)
-    agent.loss(make_trajectory([[50.0], [-50.0]], [[0], [1]], [[0.0]] * 2, [[1.0]] * 2))
+    losses_of(agent, make_trajectory([[50.0], [-50.0]], [[0], [1]], [[0.0]] * 2, [[1.0]] * 2))
     copy.load_state_dict(agent.state_dict())
     assert copy.return_scale.value.item() == agent.return_scale.value.item() > 0
     assert torch.equal(copy.normalize.mean, agent.normalize.mean)
@@ -224,7 +229,7 @@ def test_it_learns_a_bandit() -> None:
         features = torch.randn(32, 2, FEATURES, generator=generator)
         action = agent.act(features[:, 0])[:, None]
         trajectory = Trajectory(features, action, (action == 0).float(), torch.zeros(32, 1), torch.ones(32, 1))
-        loss = agent.loss(trajectory)["loss"]
+        loss = losses_of(agent, trajectory)["loss"]
         for name, gradient in gradients(loss, agent).items():
             agent.get_parameter(name).grad = gradient
         optimizer.step()

@@ -118,6 +118,19 @@ class WorldModelConfig:
 class AgentConfig:
     """The actor, the critic and their losses."""
 
+    policy: Literal["reinforce", "ppo"] = "reinforce"
+    """How the actor learns."""
+    act_on: Literal["posterior", "prior"] = "posterior"
+    """The latent that the actor sees in the real environment: that of the current frame, or the one predicted for it,
+    as the published code does."""
+    ppo_clip: float = 0.2
+    """Clip range of the probability ratio (ppo)."""
+    ppo_epochs: int = 3
+    """Passes over each imagined batch (ppo)."""
+    ppo_minibatch: int = 16_384
+    """Imagined steps per gradient step (ppo)."""
+    ppo_kl_limit: float = 0.01
+    """KL from the acting policy after which the passes stop (ppo)."""
     actor_units: int = 256
     """Width of the actor's layers."""
     critic_units: int = 512

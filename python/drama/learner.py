@@ -11,7 +11,8 @@ from pytorch_optimizer import LaProp
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from drama.agent.actor_critic import ActorCritic
+from drama.agent.actor_critic import ActorCritic, Targets
+from drama.agent.ppo import minibatches
 from drama.config import Config
 from drama.device import autocast
 from drama.imagination import imagine, observe
@@ -70,13 +71,29 @@ class Learner:
         with self.autocast:
             start = observe(self.world_model, context.obs, context.action, context.is_first)
             trajectory = imagine(self.world_model, self.agent, start, self.config.train.horizon)
-        # Apart from the rollout: older torch would reuse the weights that it cast there without gradient.
-        with self.autocast:
-            losses = self.agent.loss(trajectory)
-        losses["gradient_norm"] = self._optimizers["agent"].step(losses["loss"])
+            targets, watched = self.agent.targets(trajectory)
+        losses = self._descend_ppo(targets) if self.config.agent.policy == "ppo" else self._descend(targets)
         self.agent.update_slow_critic()
         self.agent.observe_features(trajectory.features[:, :-1])
-        return {name: value.detach() for name, value in losses.items()}
+        return {name: value.detach() for name, value in (losses | watched).items()}
+
+    def _descend(self, targets: Targets) -> dict[str, Tensor]:
+        """One gradient step of the agent."""
+        # An autocast apart from the rollout's: older torch would reuse the weights that it cast there without gradient.
+        with self.autocast:
+            losses = self.agent.loss(targets)
+        losses["gradient_norm"] = self._optimizers["agent"].step(losses["loss"])
+        return losses
+
+    def _descend_ppo(self, targets: Targets) -> dict[str, Tensor]:
+        """Several passes in minibatches, until the policy has moved too far from the one that acted."""
+        config, count = self.config.agent, targets.action.shape[0]
+        losses: dict[str, Tensor] = {}
+        for index in minibatches(count, config.ppo_minibatch, config.ppo_epochs, self.device):
+            losses = self._descend(Targets(*(t[index] for t in targets)))
+            if losses["policy_kl"] > config.ppo_kl_limit:
+                break
+        return losses
 
     def start_from_frames(self, frames: NDArray[np.uint8]) -> None:
         """Let the decoder start from the mean pixel of `frames[..., C]`, if the config asks for it."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drama.agent.normalize import ReturnScale, RunningNorm
+from drama.agent.ppo import approximate_kl, clipped_loss
 from drama.agent.returns import lambda_return
 from drama.config import AgentConfig
 from drama.imagination import Trajectory
@@ -16,11 +18,24 @@ from drama.models import latent
 from drama.models.heads import TwoHot, mlp
 
 
-class ActorCritic(nn.Module):
-    """REINFORCE actor with a two-hot critic and a slow copy of it (as in DreamerV3, arXiv 2301.04104).
+class Targets(NamedTuple):
+    """Imagined steps with what the losses want of them; every tensor has the same leading axis."""
 
-    Losses are returned, never stepped. Running statistics and the slow critic are buffers and parameters of this
-    module, so a checkpoint holds them; they change only in `observe_features`, `loss` and `update_slow_critic`.
+    features: Tensor  # [N, features]
+    action: Tensor  # [N]
+    weight: Tensor  # [N]
+    advantage: Tensor  # [N], normalised
+    returns: Tensor  # [N], lambda-returns with the critic's values
+    slow_returns: Tensor  # [N], with the slow critic's
+    log_prob: Tensor  # [N], of the action under the policy that acted
+
+
+class ActorCritic(nn.Module):
+    """An actor, a two-hot critic, and a slow copy of it (as in DreamerV3, arXiv 2301.04104).
+
+    The actor learns by REINFORCE on normalised advantages, or by PPO (`config.policy`). Losses are returned, never
+    stepped. Running statistics and the slow critic are buffers and parameters of this module, so a checkpoint holds
+    them; they change only in `observe_features`, `targets` and `update_slow_critic`.
     """
 
     def __init__(self, config: AgentConfig, features: int, actions: int, bins: int, bin_limit: float) -> None:
@@ -44,40 +59,59 @@ class ActorCritic(nn.Module):
         log_probs = self.log_policy(features)
         return log_probs.argmax(-1) if greedy else latent.sample(log_probs).argmax(-1)
 
-    def loss(self, trajectory: Trajectory) -> dict[str, Tensor]:
-        """Scalars of one batch of trajectories: `loss` (to minimise), its parts, and what is only watched."""
+    @torch.no_grad()
+    def targets(self, trajectory: Trajectory) -> tuple[Targets, dict[str, Tensor]]:
+        """What the losses need of a batch of trajectories, and scalars to watch. Moves the return scale."""
         config = self.config
+        value, slow_value = (
+            self.two_hot.decode(critic(trajectory.features)) for critic in (self.critic, self.slow_critic)
+        )
+        returns, slow_returns = (
+            lambda_return(trajectory.reward, trajectory.cont, v, config.discount, config.lambda_)
+            for v in (value, slow_value)
+        )
+        scale = self.return_scale.update(returns)
         states = trajectory.features[:, :-1]
-        weight = trajectory.weight
-        total = weight.sum().clamp(min=1)
-
-        value_logits = self.critic(states)
-        with torch.no_grad():
-            value = self.two_hot.decode(self.critic(trajectory.features))
-            slow_value = self.two_hot.decode(self.slow_critic(trajectory.features))
-            returns, slow_returns = (
-                lambda_return(trajectory.reward, trajectory.cont, v, config.discount, config.lambda_)
-                for v in (value, slow_value)
-            )
-            scale = self.return_scale.update(returns)
-            advantage = (returns - value[:, :-1]) / scale
-
-        log_probs = self.log_policy(states)
-        chosen = log_probs.gather(-1, trajectory.action[..., None]).squeeze(-1)
-        entropy = -(log_probs.exp() * log_probs).sum(-1)
-        policy_loss = -(advantage * chosen * weight).sum() / total
-        mean_entropy = (entropy * weight).sum() / total
-        critic_loss = self.two_hot.loss(value_logits, returns) + self.two_hot.loss(value_logits, slow_returns)
-        critic_loss = (critic_loss * weight).sum() / total
-        return {
-            "loss": policy_loss - config.entropy * mean_entropy + critic_loss,
-            "policy": policy_loss.detach(),
-            "critic": critic_loss.detach(),
-            "entropy": mean_entropy.detach(),
+        targets = Targets(
+            features=states,
+            action=trajectory.action,
+            weight=trajectory.weight,
+            advantage=(returns - value[:, :-1]) / scale,
+            returns=returns,
+            slow_returns=slow_returns,
+            log_prob=_chosen(self.log_policy(states), trajectory.action),
+        )
+        watched = {
             "return": returns.mean(),
             "value": value.mean(),
             "return_scale": scale,
             "imagined_reward": trajectory.reward.mean(),
+        }
+        return Targets(*(t.flatten(0, 1) for t in targets)), watched
+
+    def loss(self, targets: Targets) -> dict[str, Tensor]:
+        """Scalars of a batch of steps: `loss` (to minimise), its parts, and the KL from the acting policy."""
+        weight = targets.weight
+        total = weight.sum().clamp(min=1)
+
+        def mean(x: Tensor) -> Tensor:
+            return (x * weight).sum() / total
+
+        log_policy = self.log_policy(targets.features)
+        log_prob = _chosen(log_policy, targets.action)
+        entropy = mean(-(log_policy.exp() * log_policy).sum(-1))
+        if self.config.policy == "ppo":
+            policy_loss = mean(clipped_loss(log_prob, targets.log_prob, targets.advantage, self.config.ppo_clip))
+        else:
+            policy_loss = mean(-targets.advantage * log_prob)
+        logits = self.critic(targets.features)
+        critic_loss = mean(self.two_hot.loss(logits, targets.returns) + self.two_hot.loss(logits, targets.slow_returns))
+        return {
+            "loss": policy_loss - self.config.entropy * entropy + critic_loss,
+            "policy": policy_loss.detach(),
+            "critic": critic_loss.detach(),
+            "entropy": entropy.detach(),
+            "policy_kl": mean(approximate_kl(log_prob, targets.log_prob)).detach(),
         }
 
     def observe_features(self, features: Tensor) -> None:
@@ -89,3 +123,7 @@ class ActorCritic(nn.Module):
         """Move the slow critic towards the critic, once per update."""
         for slow, fast in zip(self.slow_critic.parameters(), self.critic.parameters(), strict=True):
             slow.lerp_(fast, 1 - self.config.slow_critic_decay)
+
+
+def _chosen(log_policy: Tensor, action: Tensor) -> Tensor:
+    return log_policy.gather(-1, action[..., None]).squeeze(-1)

@@ -14,7 +14,8 @@ from drama.models.world_model import WorldModel
 class Player:
     """Picks actions for a batch of environments, one recurrent step of the world model per frame.
 
-    The actor sees `[z_t, d_{t-1}]`: the posterior of the current frame and the carried output of the sequence model.
+    The actor sees `[z_t, d_{t-1}]`: the posterior of the current frame (or, with `act_on="prior"`, the latent predicted
+    for it) and the carried output of the sequence model.
     Both networks must be in evaluation mode.
     """
 
@@ -22,6 +23,7 @@ class Player:
         self._model = model
         self._agent = agent
         self._greedy = greedy
+        self._act_on = agent.config.act_on
         self._device = next(model.parameters()).device
         self._d = torch.zeros(num_envs, model.width, device=self._device)
         self._state = model.initial_state(num_envs)
@@ -32,7 +34,10 @@ class Player:
         first = torch.from_numpy(is_first).to(self._device)
         z = self._model.sample(self._model.encode(torch.from_numpy(obs).to(self._device)))
         d = self._d * ~first[:, None]
-        action = self._agent.act(torch.cat([z, d], dim=-1).float(), greedy=self._greedy)
+        seen = z
+        if self._act_on == "prior":  # nothing predicts the first frame of an episode
+            seen = torch.where(first[:, None], z, self._model.sample(self._model.predict_latent(d)))
+        action = self._agent.act(torch.cat([seen, d], dim=-1).float(), greedy=self._greedy)
         d, self._state = self._model.step(z, action, first, self._state)
         self._d = d.float()
         result: NDArray[np.int64] = action.cpu().numpy()
