@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drama import _native
+from drama.prefetch import Prefetcher, to_torch
 from drama.samplers import (
     Array,
     Batch,
@@ -27,7 +28,18 @@ from drama.samplers import (
     Uniform,
 )
 
-__all__ = ["Batch", "DynamicFrequency", "MostRecent", "Prioritized", "ReplayBuffer", "Sampler", "Stack", "Uniform"]
+__all__ = [
+    "Batch",
+    "DynamicFrequency",
+    "MostRecent",
+    "Prefetcher",
+    "Prioritized",
+    "ReplayBuffer",
+    "Sampler",
+    "Stack",
+    "Uniform",
+    "to_torch",
+]
 
 FieldSpec: TypeAlias = tuple[Sequence[int], npt.DTypeLike]
 
