@@ -49,10 +49,11 @@ def to_torch(
 class Prefetcher(Generic[T]):
     """An endless iterator over batches that a thread draws ahead; a context manager, too.
 
-    Batches come in the order in which they were drawn, each from the generator of `buffer`: while no rows are added,
-    they are the batches that as many calls of `sample` would return. Batch `i` is drawn after batch `i - depth` was
-    handed out, so it may miss the rows added since. Whether it sees rows that are added while it is drawn is left to
-    chance, except after `settle`: with `settle` before each `add`, equal seeds and equal calls give equal batches.
+    Batches come in the order in which they were drawn, each from the generator of `buffer`: while nothing is added,
+    and nobody else draws, they are the batches that as many calls of `sample` would return. Batch `i` is drawn after
+    batch `i - depth` was handed out, so it misses some of the rows and priorities that came since. Which ones is left
+    to chance, except after `settle`, when all draws due have been made: with `settle` before each change, equal seeds
+    and equal calls give equal batches.
 
     A batch is the caller's for as long as anything refers to its arrays, views and tensors of them included. Only
     then is their memory used again; batches that are kept cost new memory.
