@@ -68,7 +68,7 @@ def show(table: list[Row]) -> None:
         if (row.section, row.case) != previous:
             print(f"\n{row.section}: {row.case}")
             previous = (row.section, row.case)
-        ratio = "" if row.ratio is None else f"ours / this {row.ratio:8.3f}"
+        ratio = "" if row.ratio is None else f"ours / this {row.ratio:8.3g}"
         print(f"  {row.name:44} {duration(row.seconds)}   {ratio}")
 
 
