@@ -66,6 +66,7 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.built
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/replay.py
 
 wheel: $(VENV)/.created
 	$(BIN)/maturin build --release --out dist

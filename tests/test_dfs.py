@@ -65,7 +65,7 @@ def test_draws_follow_the_formula(role: str, parameters: dict[str, float]) -> No
     for step in range(200_000):
         if step % 500 == 0:
             frequency.load_state_dict(state(n, b, buffer))
-        drawn[buffer.native.sample_dfs(1, LENGTH, frequency.native, role)["indices"][0]] += 1
+        drawn[buffer.native.sample(1, LENGTH, (frequency.native, role))["indices"][0]] += 1
     valid = starts(buffer, LENGTH)
     assert drawn.sum() == drawn[valid].sum()
     expected = formula(frequency, role, n[valid], b[valid])
@@ -80,7 +80,7 @@ def test_a_batch_is_drawn_one_by_one_without_replacement() -> None:
     n = np.array([0, 1, 2, 3, 4, 9], np.uint32)
     pairs = np.zeros((6, 6))
     for _ in range(20_000):
-        frequency.native.set_state(n, np.zeros_like(n), buffer.total, ENVS)
+        frequency.load_state_dict(state(n, np.zeros_like(n), buffer))
         first, second = buffer.sample(2, 1, sampler=frequency.world_model)["indices"]
         pairs[first, second] += 1
     p = formula(frequency, "world_model", n, np.zeros(6))

@@ -1,41 +1,57 @@
 import os
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AtariStepper", "DynamicFrequency", "Replay", "__version__"]
+__all__ = ["AtariStepper", "DynamicFrequency", "Prioritized", "Replay", "__version__"]
 
 __version__: str
+
+Source: TypeAlias = str | tuple[DynamicFrequency, str] | tuple[Prioritized, bool, float]
 
 @final
 class Replay:
     def __new__(
         cls, capacity: int, fields: Sequence[tuple[str, str, Sequence[int]]], num_envs: int, seed: int
     ) -> Replay: ...
-    def add(self, columns: dict[str, npt.NDArray[Any]]) -> None: ...
+    def add(self, columns: dict[str, npt.NDArray[Any]], envs: npt.NDArray[np.int64] | None = None) -> None: ...
     def add_block(self, columns: dict[str, npt.NDArray[Any]]) -> None: ...
-    def sample_uniform(
-        self, batch_size: int, length: int, replacement: bool, out: dict[str, npt.NDArray[Any]] | None = None
-    ) -> dict[str, npt.NDArray[Any]]: ...
-    def sample_dfs(
+    def set_final(self, envs: npt.NDArray[np.int64], columns: dict[str, npt.NDArray[Any]]) -> None: ...
+    def sample(
         self,
         batch_size: int,
         length: int,
-        sampler: DynamicFrequency,
-        role: str,
+        sampler: Source,
+        within_episode: bool = False,
+        stack: dict[str, int] | None = None,
+        out: dict[str, npt.NDArray[Any]] | None = None,
+    ) -> dict[str, npt.NDArray[Any]]: ...
+    def sample_transitions(
+        self,
+        batch_size: int,
+        n_step: int,
+        discount: float,
+        sampler: Source,
+        next_fields: Sequence[str],
+        stack: dict[str, int] | None = None,
         out: dict[str, npt.NDArray[Any]] | None = None,
     ) -> dict[str, npt.NDArray[Any]]: ...
     def gather(
-        self, indices: npt.NDArray[np.int64], length: int, out: dict[str, npt.NDArray[Any]] | None = None
+        self,
+        indices: npt.NDArray[np.int64],
+        length: int,
+        within_episode: bool = False,
+        stack: dict[str, int] | None = None,
+        out: dict[str, npt.NDArray[Any]] | None = None,
     ) -> dict[str, npt.NDArray[Any]]: ...
     def save(self, path: str | os.PathLike[str]) -> None: ...
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Replay: ...
     def __len__(self) -> int: ...
     @property
-    def total(self) -> int: ...
+    def totals(self) -> npt.NDArray[np.int64]: ...
     @property
     def capacity(self) -> int: ...
     @property
@@ -51,8 +67,18 @@ class Replay:
 class DynamicFrequency:
     def __new__(cls, temperature: float, ratio: float, alpha: float, beta: float) -> DynamicFrequency: ...
     def counts(self, replay: Replay) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]: ...
-    def state(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32], int, int]: ...
-    def set_state(self, n: npt.NDArray[np.uint32], b: npt.NDArray[np.uint32], seen: int, num_envs: int) -> None: ...
+    def state(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint64], int]: ...
+    def set_state(
+        self, n: npt.NDArray[np.uint32], b: npt.NDArray[np.uint32], seen: npt.NDArray[np.uint64], num_envs: int
+    ) -> None: ...
+
+@final
+class Prioritized:
+    def __new__(cls, alpha: float) -> Prioritized: ...
+    def update(self, indices: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> None: ...
+    def priorities(self, replay: Replay) -> npt.NDArray[np.float64]: ...
+    def state(self) -> tuple[npt.NDArray[np.float64], float, npt.NDArray[np.uint64]]: ...
+    def set_state(self, values: npt.NDArray[np.float64], largest: float, seen: npt.NDArray[np.uint64]) -> None: ...
 
 @final
 class AtariStepper:

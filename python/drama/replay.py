@@ -9,118 +9,39 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from drama import _native
+from drama.prefetch import Prefetcher, to_torch
+from drama.samplers import (
+    Array,
+    Batch,
+    DynamicFrequency,
+    MostRecent,
+    NativeSampler,
+    Prioritized,
+    Sampler,
+    Stack,
+    Uniform,
+)
 
-__all__ = ["Batch", "DynamicFrequency", "ReplayBuffer", "Sampler", "Uniform"]
+__all__ = [
+    "Batch",
+    "DynamicFrequency",
+    "MostRecent",
+    "Prefetcher",
+    "Prioritized",
+    "ReplayBuffer",
+    "Sampler",
+    "Stack",
+    "Uniform",
+    "to_torch",
+]
 
-Array: TypeAlias = npt.NDArray[Any]
-Batch: TypeAlias = dict[str, Array]
-"""Arrays `[B, T, ...]` by field name, `indices` int64 `[B]` (slots of the starts) and `weights` float32 `[B]`."""
 FieldSpec: TypeAlias = tuple[Sequence[int], npt.DTypeLike]
-
-
-@runtime_checkable
-class Sampler(Protocol):
-    """Chooses the starts of a batch; anything with this method can be given to `ReplayBuffer.sample`."""
-
-    def sample(self, buffer: ReplayBuffer, batch_size: int, length: int, out: Batch | None = None) -> Batch:
-        """Draw `batch_size` sequences of `length` rows into `out`; `buffer.gather` copies chosen ones."""
-        ...
-
-
-class Uniform:
-    """Every start of every environment is equally likely.
-
-    Args:
-        replacement: whether a start can be drawn twice for one batch.
-    """
-
-    def __init__(self, replacement: bool = True) -> None:
-        self.replacement = replacement
-
-    def sample(self, buffer: ReplayBuffer, batch_size: int, length: int, out: Batch | None = None) -> Batch:
-        """Draw a batch; see `ReplayBuffer.sample`."""
-        return buffer.native.sample_uniform(batch_size, length, self.replacement, out)
-
-    def __repr__(self) -> str:
-        return f"Uniform(replacement={self.replacement})"
-
-
-class DynamicFrequency:
-    """Draws starts by how often they were used: one set of counters, two samplers.
-
-    A start was drawn `n` times by `world_model` and `b` times by `imagination`; `m = b * ratio`. The weights are
-    `exp(-n / temperature)` and `exp((n - alpha * m - beta * max(0, n - m)) / temperature)`. No start is drawn twice
-    for one batch, and the counts of a slot begin anew when it is overwritten.
-
-    Args:
-        temperature: how many uses change the weight by a factor of e; above 0.
-        ratio: world-model batch size over imagination batch size.
-        alpha: weight of imagination's own use.
-        beta: weight of the world model's use beyond imagination's.
-
-    Raises:
-        ValueError: `temperature` is not above 0, or another argument is not from 0 to 1e6.
-    """
-
-    def __init__(
-        self, temperature: float = 10.0, ratio: float = 16 / 1024, alpha: float = 1.0, beta: float = 1.0
-    ) -> None:
-        self.temperature = temperature
-        self.ratio = ratio
-        self.alpha = alpha
-        self.beta = beta
-        self.native = _native.DynamicFrequency(temperature, ratio, alpha, beta)
-
-    @property
-    def world_model(self) -> Sampler:
-        """The sampler of world-model batches."""
-        return _Role(self, "world_model")
-
-    @property
-    def imagination(self) -> Sampler:
-        """The sampler of the starts of imagination."""
-        return _Role(self, "imagination")
-
-    def counts(self, buffer: ReplayBuffer) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
-        """Return copies of `n` and `b`, uint32 `[slots]`, indexed as a batch's `indices` are."""
-        return self.native.counts(buffer.native)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the counters as of the last use: arrays `n` and `b`, integers `seen` and `num_envs`."""
-        n, b, seen, num_envs = self.native.state()
-        return {"n": n, "b": b, "seen": seen, "num_envs": num_envs}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned.
-
-        Raises:
-            KeyError: an entry is missing.
-            ValueError: the entries do not belong together.
-        """
-        n, b = (np.asarray(state[name], dtype=np.uint32) for name in ("n", "b"))
-        self.native.set_state(n, b, int(state["seen"]), int(state["num_envs"]))
-
-    def __repr__(self) -> str:
-        arguments = f"temperature={self.temperature}, ratio={self.ratio}, alpha={self.alpha}, beta={self.beta}"
-        return f"DynamicFrequency({arguments})"
-
-
-class _Role:
-    def __init__(self, frequency: DynamicFrequency, role: str) -> None:
-        self.frequency = frequency
-        self.role = role
-
-    def sample(self, buffer: ReplayBuffer, batch_size: int, length: int, out: Batch | None = None) -> Batch:
-        return buffer.native.sample_dfs(batch_size, length, self.frequency.native, self.role, out)
-
-    def __repr__(self) -> str:
-        return f"{self.frequency}.{self.role}"
 
 
 class ReplayBuffer:
@@ -145,24 +66,47 @@ class ReplayBuffer:
         ]
         self.native = _native.Replay(capacity, native_fields, num_envs, seed)
 
-    def add(self, **columns: Array) -> None:
-        """Add one row to every environment.
+    def add(self, *, envs: npt.NDArray[np.int64] | None = None, **columns: Array) -> None:
+        """Add one row to every environment, or to some.
 
         Args:
-            columns: one C-contiguous array `[num_envs, ...]` per field. `is_first` is optional: the first row of a
+            envs: the different environments, int64 `[K]`, that the rows belong to; by default all in order.
+            columns: one C-contiguous array `[K, ...]` per field. `is_first` is optional: the first row of a
                 stream and each row after an episode's end are marked in any case.
 
         Raises:
-            ValueError: a field is unknown or missing, or an array has the wrong shape, dtype or order; then nothing
-                is added.
+            ValueError: a field is unknown or missing, an array has the wrong shape, dtype or order, or an environment
+                does not exist or is named twice; then nothing is added.
         """
-        self.native.add(columns)
+        self.native.add(columns, envs)
 
     def add_block(self, **columns: Array) -> None:
         """Add T rows to every environment: as `add`, with arrays `[T, num_envs, ...]`."""
         self.native.add_block(columns)
 
-    def sample(self, batch_size: int, length: int, sampler: Sampler | None = None, out: Batch | None = None) -> Batch:
+    def set_final(self, *, envs: npt.NDArray[np.int64], **columns: Array) -> None:
+        """Keep what was seen after the last row of some environments, for `sample_transitions` to go on from.
+
+        It is kept until the row is overwritten.
+
+        Args:
+            envs: the different environments, int64 `[K]`. Their last row has ended an episode.
+            columns: one C-contiguous array `[K, ...]` for each field that is known, such as `obs`.
+
+        Raises:
+            ValueError: as `add`, or an episode goes on; then nothing is kept.
+        """
+        self.native.set_final(envs, columns)
+
+    def sample(
+        self,
+        batch_size: int,
+        length: int,
+        sampler: Sampler | None = None,
+        out: Batch | None = None,
+        within_episode: bool = False,
+        stack: Stack | None = None,
+    ) -> Batch:
         """Draw `batch_size` sequences of `length` rows.
 
         Args:
@@ -171,6 +115,11 @@ class ReplayBuffer:
             sampler: how starts are chosen; by default uniformly, with replacement.
             out: arrays to use again, such as an earlier batch of the same shape or pinned memory. Large batches are
                 drawn several times faster into memory that is there already.
+            within_episode: end a sequence with its episode or with the newest row. What is lacking is zero, and `mask`,
+                bool `[B, T]`, is true for the rows that are real. Every row is a start then.
+            stack: frames k by field: the field becomes `[B, T, k, ...]`, the last k frames of the episode up to each
+                row, oldest first, its first frame repeated where there are fewer. A start is not drawn once a frame of
+                its stack is overwritten.
 
         Returns:
             Arrays `[B, T, ...]` by field name, `indices` int64 `[B]` and `weights` float32 `[B]`.
@@ -178,15 +127,72 @@ class ReplayBuffer:
         Raises:
             ValueError: there are too few starts, a size is out of range, or an array of `out` does not fit.
         """
-        return (sampler or Uniform()).sample(self, batch_size, length, out)
+        options: dict[str, Any] = {}
+        if within_episode:
+            options["within_episode"] = True
+        if stack is not None:
+            options["stack"] = stack
+        return (sampler or Uniform()).sample(self, batch_size, length, out, **options)
 
-    def gather(self, indices: npt.ArrayLike, length: int, out: Batch | None = None) -> Batch:
+    def sample_transitions(
+        self,
+        batch_size: int,
+        n_step: int = 1,
+        discount: float = 0.99,
+        sampler: NativeSampler | None = None,
+        out: Batch | None = None,
+        stack: Stack | None = None,
+        next_fields: Sequence[str] = ("obs",),
+    ) -> Batch:
+        """Draw `batch_size` transitions over `n_step` rows, or fewer where the episode ends.
+
+        What follows the last row is read from the next one; after a truncation it is what `set_final` was given, and
+        after a termination that, or zero. A row is no start where it is unknown, so rows before an episode truncated
+        without `set_final` and the newest rows of an episode under way are not drawn.
+
+        Args:
+            batch_size: number of transitions B.
+            n_step: rows of each, at most.
+            discount: factor of a reward one row later, from 0 to 1.
+            sampler: how starts are chosen, one of this module; by default uniformly, with replacement.
+            out: arrays to use again, as in `sample`.
+            stack: frames by field, as in `sample`.
+            next_fields: the fields wanted of what follows.
+
+        Returns:
+            Arrays `[B, ...]` by field name, of the first row, but `reward` the discounted sum (float32, or float64 if
+            stored so), `terminated` and `truncated` of the last row; `next_<field>` for each of `next_fields`;
+            `steps` int64 `[B]`, the rows k used; `discount` float32 `[B]`, `discount**k`, or 0 after a termination;
+            `indices` and `weights` as in `sample`.
+
+        Raises:
+            ValueError: there are too few starts, no field `reward`, a name is unknown, a number is out of range, or an
+                array of `out` does not fit.
+            TypeError: the sampler is not one of this module.
+        """
+        sampler = sampler or Uniform()
+        if not isinstance(sampler, NativeSampler):
+            raise TypeError(f"sampler: got {type(sampler).__name__}, expected one of drama.replay")
+        frames = None if stack is None else dict(stack)
+        return self.native.sample_transitions(
+            batch_size, n_step, discount, sampler.source, list(next_fields), frames, out
+        )
+
+    def gather(
+        self,
+        indices: npt.ArrayLike,
+        length: int,
+        out: Batch | None = None,
+        within_episode: bool = False,
+        stack: Stack | None = None,
+    ) -> Batch:
         """Copy the sequences of `length` rows that start in the slots `indices`, `[B]`, into `out` as `sample` does.
 
         Raises:
-            IndexError: a slot holds no row, or fewer than `length` rows follow from it.
+            IndexError: a slot holds no row, fewer than `length` rows follow from it, or a frame to stack is gone.
         """
-        return self.native.gather(np.asarray(indices, dtype=np.int64), length, out)
+        frames = None if stack is None else dict(stack)
+        return self.native.gather(np.asarray(indices, dtype=np.int64), length, within_episode, frames, out)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save to the directory `path`, writing only what changed since the last save or load.
@@ -215,9 +221,14 @@ class ReplayBuffer:
         return len(self.native)
 
     @property
+    def totals(self) -> npt.NDArray[np.int64]:
+        """Rows that each environment has ever been given, `[num_envs]`."""
+        return self.native.totals
+
+    @property
     def total(self) -> int:
-        """Rows that each environment has ever been given."""
-        return self.native.total
+        """The largest of `totals`; where rows are always added to all environments, the rows of each."""
+        return int(self.native.totals.max())
 
     @property
     def capacity(self) -> int:

@@ -10,80 +10,171 @@ use crate::{
 /// Below this size a second thread costs more than it saves.
 const BYTES_PER_THREAD: usize = 1 << 20;
 
+/// What a sequence consists of.
+pub struct Layout<'a> {
+    /// Rows of a sequence.
+    pub length: usize,
+    /// Whether a sequence ends with its episode or with the newest row. The rest is zero then, and one more output
+    /// says which rows are real.
+    pub within_episode: bool,
+    /// By field, how many frames up to each row are stacked; 0 for a plain field. May be empty.
+    pub stacks: &'a [usize],
+}
+
 /// Copies the sequences of `length` rows that start in `starts` to `outputs`: one slice per field in schema order,
-/// laid out `[starts, length, ...]`. Threads are made per call, so a process may fork at any time.
+/// laid out `[starts, length, ...]`.
 pub fn gather(ring: &Ring, starts: &[usize], length: usize, outputs: Vec<&mut [u8]>) -> Result<()> {
-    check(ring, starts, length, &outputs)?;
-    let bytes = starts.len() * length * ring.schema().row_bytes();
-    let worth = bytes / BYTES_PER_THREAD;
+    gather_sequences(ring, starts, &Layout { length, within_episode: false, stacks: &[] }, outputs)
+}
+
+/// As `gather`, in the given layout: `[starts, length, frames, ...]` for a stacked field, and `[starts, length]` for
+/// the mask in the end.
+pub fn gather_sequences(ring: &Ring, starts: &[usize], layout: &Layout<'_>, outputs: Vec<&mut [u8]>) -> Result<()> {
+    check(ring, starts, layout)?;
+    let fields = ring.schema().fields().iter().enumerate();
+    let mut sizes: Vec<_> = fields
+        .map(|(index, field)| {
+            field.row_bytes().saturating_mul(frames(layout.stacks, index).saturating_mul(layout.length))
+        })
+        .collect();
+    if layout.within_episode {
+        sizes.push(layout.length);
+    }
+    in_parallel(starts, &sizes, outputs, |starts, outputs| copy(ring, starts, layout, outputs))
+}
+
+/// Frames per row of a field.
+pub(crate) fn frames(stacks: &[usize], field: usize) -> usize {
+    stacks.get(field).copied().unwrap_or(0).max(1)
+}
+
+/// Lets `copy` fill `outputs`, which have `sizes` bytes per start. Threads are made per call, so a process may fork at
+/// any time.
+pub(crate) fn in_parallel(
+    starts: &[usize],
+    sizes: &[usize],
+    outputs: Vec<&mut [u8]>,
+    copy: impl Fn(&[usize], Vec<&mut [u8]>) + Sync,
+) -> Result<()> {
+    let expected = |size: &usize| starts.len().checked_mul(*size);
+    let fits = |(size, output): (&usize, &&mut [u8])| expected(size) == Some(output.len());
+    if sizes.len() != outputs.len() || !sizes.iter().zip(&outputs).all(fits) {
+        let got: Vec<_> = outputs.iter().map(|output| output.len()).collect();
+        let expected: Vec<_> = sizes.iter().map(expected).collect();
+        return Error::value(format!("outputs have {got:?} bytes, expected {expected:?}"));
+    }
+    let worth = outputs.iter().map(|output| output.len()).sum::<usize>() / BYTES_PER_THREAD;
     // Asking the system takes tens of microseconds: only where it can matter.
     let available = if worth > 1 { thread::available_parallelism().map_or(1, usize::from) } else { 1 };
     let workers = worth.min(starts.len()).clamp(1, available);
     if workers == 1 {
-        copy(ring, starts, length, outputs);
+        copy(starts, outputs);
         return Ok(());
     }
-    // Every sequence has the same size, so equal shares of sequences are equal shares of bytes.
+    // Every start has the same size, so equal shares of starts are equal shares of bytes.
     let share = starts.len().div_ceil(workers);
-    let mut rest = outputs;
+    let (mut rest, copy) = (outputs, &copy);
     thread::scope(|scope| {
         let mut parts = starts.chunks(share).peekable();
         while let Some(part) = parts.next() {
             let mut own = Vec::with_capacity(rest.len());
             let mut later = Vec::with_capacity(rest.len());
-            for (field, output) in ring.schema().fields().iter().zip(rest) {
-                let (head, tail) = output.split_at_mut(part.len() * length * field.row_bytes());
+            for (size, output) in sizes.iter().zip(rest) {
+                let (head, tail) = output.split_at_mut(part.len() * size);
                 own.push(head);
                 later.push(tail);
             }
             rest = later;
             if parts.peek().is_some() {
                 thread::Builder::new()
-                    .spawn_scoped(scope, move || copy(ring, part, length, own))
+                    .spawn_scoped(scope, move || copy(part, own))
                     .map_err(|error| Error::Runtime(format!("no thread to gather with: {error}")))?;
             } else {
-                copy(ring, part, length, own);
+                copy(part, own);
             }
         }
         Ok(())
     })
 }
 
-fn check(ring: &Ring, starts: &[usize], length: usize, outputs: &[&mut [u8]]) -> Result<()> {
-    let valid = ring.starts(length)?;
+fn check(ring: &Ring, starts: &[usize], layout: &Layout<'_>) -> Result<()> {
+    let length = layout.length;
+    if length == 0 || length > ring.rows_per_env() {
+        return Error::value(format!(
+            "length must be from 1 to {} (the rows kept per environment), got {length}",
+            ring.rows_per_env()
+        ));
+    }
+    let before = layout.stacks.iter().copied().max().unwrap_or(0).saturating_sub(1);
     for &slot in starts {
-        if slot >= ring.slots() || !ring.held().contains(&ring.row_of(slot)) {
+        if !ring.holds(slot) {
             return Err(Error::Index(format!("index {slot} holds no row ({} rows are stored)", ring.len())));
         }
-        let row = ring.row_of(slot);
-        if !valid.contains(&row) {
-            let left = ring.total() - row;
+        let (env, row) = ring.row_of(slot);
+        let left = ring.totals()[env] - row;
+        if !layout.within_episode && left < length as u64 {
             return Err(Error::Index(format!("index {slot} is followed by {left} rows, fewer than length {length}")));
         }
-    }
-    for (field, output) in ring.schema().fields().iter().zip(outputs) {
-        let expected = starts.len().checked_mul(length).and_then(|rows| rows.checked_mul(field.row_bytes()));
-        if expected != Some(output.len()) {
-            return Error::value(format!(
-                "output of field {:?} has {} bytes, expected {expected:?}",
-                field.name(),
-                output.len()
-            ));
+        if before > 0 && ring.run_before(env, row, before).is_none() {
+            return Err(Error::Index(format!("index {slot}: one of the {} frames to stack is gone", before + 1)));
         }
     }
     Ok(())
 }
 
-fn copy(ring: &Ring, starts: &[usize], length: usize, outputs: Vec<&mut [u8]>) {
-    let rows = ring.rows_per_env();
-    for (index, output) in outputs.into_iter().enumerate() {
-        let size = ring.schema().fields()[index].row_bytes();
-        for (&slot, target) in starts.iter().zip(output.chunks_exact_mut(length * size)) {
-            let (env, position) = (slot / rows, slot % rows);
-            let before_wrap = length.min(rows - position);
-            let (head, tail) = target.split_at_mut(before_wrap * size);
-            head.copy_from_slice(ring.rows(index, env, position..position + before_wrap));
-            tail.copy_from_slice(ring.rows(index, env, 0..length - before_wrap));
+fn copy(ring: &Ring, starts: &[usize], layout: &Layout<'_>, mut outputs: Vec<&mut [u8]>) {
+    let length = layout.length;
+    let places: Vec<_> = starts
+        .iter()
+        .map(|&slot| {
+            let (env, t) = ring.row_of(slot);
+            (env, t, if layout.within_episode { ring.run(env, t, length) } else { length })
+        })
+        .collect();
+    if layout.within_episode
+        && let Some(mask) = outputs.pop()
+    {
+        for (&(_, _, real), mask) in places.iter().zip(mask.chunks_exact_mut(length)) {
+            mask[..real].fill(1);
+            mask[real..].fill(0);
         }
+    }
+    for (index, output) in outputs.into_iter().enumerate() {
+        let frames = frames(layout.stacks, index);
+        let size = ring.schema().fields()[index].row_bytes() * frames;
+        for (&(env, t, real), target) in places.iter().zip(output.chunks_exact_mut(length * size)) {
+            let (target, padding) = target.split_at_mut(real * size);
+            padding.fill(0);
+            if frames == 1 {
+                copy_rows(ring, index, env, t, target);
+            } else {
+                for (row, target) in (t..).zip(target.chunks_exact_mut(size)) {
+                    copy_stack(ring, index, env, row, target);
+                }
+            }
+        }
+    }
+}
+
+/// Fills `target` with the rows of a field from `t` on.
+fn copy_rows(ring: &Ring, field: usize, env: usize, t: u64, target: &mut [u8]) {
+    let size = ring.schema().fields()[field].row_bytes();
+    let (rows, count) = (ring.rows_per_env(), target.len() / size);
+    let position = (t % rows as u64) as usize;
+    let before_wrap = count.min(rows - position);
+    let (head, tail) = target.split_at_mut(before_wrap * size);
+    head.copy_from_slice(ring.rows(field, env, position..position + before_wrap));
+    tail.copy_from_slice(ring.rows(field, env, 0..count - before_wrap));
+}
+
+/// Fills `target` with the rows of a field up to `t`, the first of the episode as often as others are lacking.
+pub(crate) fn copy_stack(ring: &Ring, field: usize, env: usize, t: u64, target: &mut [u8]) {
+    let size = ring.schema().fields()[field].row_bytes();
+    let frames = target.len() / size;
+    let before = ring.run_before(env, t, frames - 1).unwrap_or(0);
+    let (lacking, own) = target.split_at_mut((frames - 1 - before) * size);
+    copy_rows(ring, field, env, t - before as u64, own);
+    for frame in lacking.chunks_exact_mut(size) {
+        frame.copy_from_slice(&own[..size]);
     }
 }

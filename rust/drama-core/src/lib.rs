@@ -2,18 +2,23 @@
 #![deny(missing_docs)]
 
 mod error;
+mod finals;
 mod frame;
 mod gather;
 mod ring;
 mod sampler;
 mod schema;
 mod snapshot;
+mod starts;
+mod transition;
 
 pub use error::{Error, Result};
 pub use frame::{AreaResize, Colours, Screens, Slot};
-pub use gather::gather;
+pub use gather::{Layout, gather, gather_sequences};
 pub use rand_chacha::ChaCha8Rng;
 pub use ring::Ring;
-pub use sampler::{Counters, DynamicFrequency, Role, draw_uniform, seeded};
+pub use sampler::{Counters, DynamicFrequency, Priorities, Prioritized, Role, draw_recent, draw_uniform, seeded};
 pub use schema::{DType, Field, Schema};
 pub use snapshot::{Saved, load, save};
+pub use starts::Starts;
+pub use transition::{Steps, gather_transitions, reward};

@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     error::{Error, Result},
+    finals::Finals,
     schema::Schema,
 };
 
@@ -55,14 +56,15 @@ impl DerefMut for ZeroedBytes {
     }
 }
 
-/// Rows of `num_envs` streams. Row `t` of environment `e` lies in slot `e * rows_per_env + t % rows_per_env`.
+/// Rows of `num_envs` streams, each with its own counter of rows. Row `t` of environment `e` lies in slot `e * rows_per_env + t % rows_per_env`.
 pub struct Ring {
     schema: Schema,
     columns: Vec<ZeroedBytes>,
     capacity: usize,
     num_envs: usize,
     rows_per_env: usize,
-    total: u64,
+    totals: Vec<u64>,
+    finals: Finals,
 }
 
 impl Ring {
@@ -92,7 +94,8 @@ impl Ring {
                 }
             }
         }
-        Ok(Self { schema, columns, capacity, num_envs, rows_per_env, total: 0 })
+        let finals = Finals::new(schema.fields().len());
+        Ok(Self { schema, columns, capacity, num_envs, rows_per_env, totals: vec![0; num_envs], finals })
     }
 
     /// The fields of a row.
@@ -116,8 +119,13 @@ impl Ring {
     }
 
     /// Rows that each environment has ever been given.
+    pub fn totals(&self) -> &[u64] {
+        &self.totals
+    }
+
+    /// The largest of `totals`.
     pub fn total(&self) -> u64 {
-        self.total
+        self.totals.iter().copied().max().unwrap_or(0)
     }
 
     /// Slots over all environments.
@@ -125,19 +133,19 @@ impl Ring {
         self.num_envs * self.rows_per_env
     }
 
-    /// Rows that each environment holds now.
-    pub fn filled(&self) -> usize {
-        self.total.min(self.rows_per_env as u64) as usize
+    /// Rows that `env` holds now.
+    pub fn filled(&self, env: usize) -> usize {
+        self.totals[env].min(self.rows_per_env as u64) as usize
     }
 
     /// Rows held now, over all environments.
     pub fn len(&self) -> usize {
-        self.filled() * self.num_envs
+        (0..self.num_envs).map(|env| self.filled(env)).sum()
     }
 
     /// Whether nothing was added yet.
     pub fn is_empty(&self) -> bool {
-        self.total == 0
+        self.len() == 0
     }
 
     /// Bytes of address space over all fields; pages never written take no memory.
@@ -145,21 +153,9 @@ impl Ring {
         self.columns.iter().map(|column| column.len()).sum()
     }
 
-    /// Row counters of the oldest row held and of the row to come, the same in every environment.
-    pub fn held(&self) -> Range<u64> {
-        self.total - self.filled() as u64..self.total
-    }
-
-    /// Row counters at which a sequence of `length` rows can start.
-    pub fn starts(&self, length: usize) -> Result<Range<u64>> {
-        if length == 0 || length > self.rows_per_env {
-            return Error::value(format!(
-                "length must be from 1 to {} (the rows kept per environment), got {length}",
-                self.rows_per_env
-            ));
-        }
-        let held = self.held();
-        Ok(held.start..(held.end + 1).saturating_sub(length as u64).max(held.start))
+    /// Row counters of the oldest row that `env` holds and of its row to come.
+    pub fn held(&self, env: usize) -> Range<u64> {
+        self.totals[env] - self.filled(env) as u64..self.totals[env]
     }
 
     /// Slot of row `t` of environment `env`.
@@ -167,59 +163,160 @@ impl Ring {
         env * self.rows_per_env + (t % self.rows_per_env as u64) as usize
     }
 
-    /// Row counter of what `slot` holds now.
-    pub(crate) fn row_of(&self, slot: usize) -> u64 {
+    /// Environment and row counter of what `slot` holds now.
+    pub fn row_of(&self, slot: usize) -> (usize, u64) {
         let rows = self.rows_per_env as u64;
-        let base = self.held().start;
-        base + ((slot % self.rows_per_env) as u64 + rows - base % rows) % rows
+        let (env, position) = (slot / self.rows_per_env, slot % self.rows_per_env);
+        let base = self.held(env).start;
+        (env, base + (position as u64 + rows - base % rows) % rows)
     }
 
-    /// Adds `rows` rows to every environment. `columns` has one entry per field in schema order, laid out
-    /// `[rows, num_envs, ...]`; the last one, `is_first`, may be missing and is derived in any case.
-    pub fn add(&mut self, rows: usize, columns: &[Option<&[u8]>]) -> Result<()> {
-        self.check_columns(rows, columns)?;
-        let (terminated, truncated, is_first) =
-            (self.schema.terminated(), self.schema.truncated(), self.schema.is_first());
-        for row in 0..rows {
-            for env in 0..self.num_envs {
-                let slot = self.slot(env, self.total);
-                let previous = self.total.checked_sub(1).map(|t| self.slot(env, t));
-                let after_end =
-                    previous.is_none_or(|at| self.columns[terminated][at] != 0 || self.columns[truncated][at] != 0);
-                for (index, given) in columns.iter().enumerate() {
-                    let size = self.schema.fields()[index].row_bytes();
-                    if let Some(bytes) = given {
-                        let from = (row * self.num_envs + env) * size;
-                        self.columns[index][slot * size..][..size].copy_from_slice(&bytes[from..from + size]);
-                    } else {
-                        self.columns[index][slot] = 0;
-                    }
-                }
-                self.columns[is_first][slot] |= u8::from(after_end);
+    /// Whether `slot` exists and holds a row.
+    pub(crate) fn holds(&self, slot: usize) -> bool {
+        slot < self.slots() && slot % self.rows_per_env < self.filled(slot / self.rows_per_env)
+    }
+
+    /// Whether the row in `slot` ended its episode by termination.
+    pub(crate) fn terminated(&self, slot: usize) -> bool {
+        self.columns[self.schema.terminated()][slot] != 0
+    }
+
+    /// Whether the row in `slot` ended its episode in either way.
+    pub(crate) fn ended(&self, slot: usize) -> bool {
+        self.terminated(slot) || self.columns[self.schema.truncated()][slot] != 0
+    }
+
+    /// Whether row `t` of `env` is the first of its episode.
+    pub(crate) fn is_first(&self, env: usize, t: u64) -> bool {
+        self.columns[self.schema.is_first()][self.slot(env, t)] != 0
+    }
+
+    /// Rows from `t` on that belong to its episode and are held, `limit` at most.
+    pub(crate) fn run(&self, env: usize, t: u64, limit: usize) -> usize {
+        let limit = limit.min((self.totals[env] - t) as usize);
+        (1..limit).find(|&step| self.is_first(env, t + step as u64)).unwrap_or(limit)
+    }
+
+    /// Rows before `t` that belong to its episode, `limit` at most; `None` where one of them was overwritten.
+    pub(crate) fn run_before(&self, env: usize, t: u64, limit: usize) -> Option<usize> {
+        let kept = (t - self.held(env).start) as usize;
+        let first = (0..=limit.min(kept)).find(|&back| self.is_first(env, t - back as u64));
+        first.or((limit <= kept).then_some(limit))
+    }
+
+    /// What follows rows that end an episode.
+    pub(crate) fn finals(&self) -> &Finals {
+        &self.finals
+    }
+
+    /// As `finals`, to restore.
+    pub(crate) fn finals_mut(&mut self) -> &mut Finals {
+        &mut self.finals
+    }
+
+    /// Keeps what follows the newest row of each of `envs`, which ended an episode, until that row is overwritten.
+    /// `columns` has one entry per field in schema order, laid out `[envs, ...]`.
+    pub fn set_final(&mut self, envs: &[usize], columns: &[Option<&[u8]>]) -> Result<()> {
+        self.check_envs(envs)?;
+        self.check_sizes(envs.len(), columns)?;
+        let built_in = self.schema.fields().iter().zip(columns).skip(self.schema.terminated());
+        if let Some((field, _)) = built_in.clone().find(|(_, given)| given.is_some()) {
+            return Error::value(format!("field {:?} has no value after the end of an episode", field.name()));
+        }
+        if columns.iter().all(Option::is_none) {
+            return Error::value("no field was given");
+        }
+        for &env in envs {
+            let newest = self.totals[env].checked_sub(1).map(|t| self.slot(env, t));
+            if !newest.is_some_and(|slot| self.ended(slot)) {
+                return Error::value(format!("envs: the last row of environment {env} does not end an episode"));
             }
-            self.total += 1;
+        }
+        for (at, &env) in envs.iter().enumerate() {
+            let slot = self.slot(env, self.totals[env] - 1);
+            for (index, given) in columns.iter().enumerate() {
+                if let Some(bytes) = given {
+                    let size = self.schema.fields()[index].row_bytes();
+                    self.finals.insert(index, slot, &bytes[at * size..][..size]);
+                }
+            }
         }
         Ok(())
     }
 
-    fn check_columns(&self, rows: usize, columns: &[Option<&[u8]>]) -> Result<()> {
+    /// Adds `rows` rows to every environment, or to the different ones of `envs`. `columns` has one entry per field
+    /// in schema order, laid out `[rows, envs, ...]`; the last one, `is_first`, may be missing and is derived in any
+    /// case.
+    pub fn add(&mut self, rows: usize, envs: Option<&[usize]>, columns: &[Option<&[u8]>]) -> Result<()> {
+        if let Some(envs) = envs {
+            self.check_envs(envs)?;
+        }
+        let count = envs.map_or(self.num_envs, <[usize]>::len);
+        self.check_columns(rows, count, columns)?;
+        for row in 0..rows {
+            for at in 0..count {
+                self.add_row(envs.map_or(at, |envs| envs[at]), row * count + at, columns);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds row `from` of `columns` to `env`.
+    fn add_row(&mut self, env: usize, from: usize, columns: &[Option<&[u8]>]) {
+        let total = self.totals[env];
+        let slot = self.slot(env, total);
+        let previous = total.checked_sub(1).map(|t| self.slot(env, t));
+        let after_end = previous.is_none_or(|at| self.ended(at));
+        if total >= self.rows_per_env as u64 && self.ended(slot) {
+            self.finals.remove(slot);
+        }
+        for (index, given) in columns.iter().enumerate() {
+            let size = self.schema.fields()[index].row_bytes();
+            if let Some(bytes) = given {
+                self.columns[index][slot * size..][..size].copy_from_slice(&bytes[from * size..][..size]);
+            } else {
+                self.columns[index][slot] = 0;
+            }
+        }
+        self.columns[self.schema.is_first()][slot] |= u8::from(after_end);
+        self.totals[env] += 1;
+    }
+
+    fn check_envs(&self, envs: &[usize]) -> Result<()> {
+        let mut seen = vec![false; self.num_envs];
+        for &env in envs {
+            match seen.get_mut(env) {
+                None => {
+                    return Error::value(format!("envs: got {env}, expected indices from 0 to {}", self.num_envs - 1));
+                }
+                Some(true) => return Error::value(format!("envs: environment {env} is given twice")),
+                Some(seen) => *seen = true,
+            }
+        }
+        Ok(())
+    }
+
+    fn check_columns(&self, rows: usize, envs: usize, columns: &[Option<&[u8]>]) -> Result<()> {
+        self.check_sizes(rows.saturating_mul(envs), columns)?;
+        let required = &self.schema.fields()[..self.schema.is_first()];
+        match required.iter().zip(columns).find(|(_, given)| given.is_none()) {
+            Some((field, _)) => Err(Error::Key(format!("field {:?} is missing", field.name()))),
+            None => Ok(()),
+        }
+    }
+
+    fn check_sizes(&self, rows: usize, columns: &[Option<&[u8]>]) -> Result<()> {
         if columns.len() != self.columns.len() {
             return Error::value(format!("expected {} fields, got {}", self.columns.len(), columns.len()));
         }
-        for (index, (field, given)) in self.schema.fields().iter().zip(columns).enumerate() {
-            let expected = rows.checked_mul(self.num_envs).and_then(|count| count.checked_mul(field.row_bytes()));
-            match given {
-                Some(bytes) if Some(bytes.len()) != expected => {
-                    return Error::value(format!(
-                        "field {:?} has {} bytes, expected {expected:?}",
-                        field.name(),
-                        bytes.len()
-                    ));
-                }
-                None if index != self.schema.is_first() => {
-                    return Err(Error::Key(format!("field {:?} is missing", field.name())));
-                }
-                _ => {}
+        for (field, given) in self.schema.fields().iter().zip(columns) {
+            let expected = rows.checked_mul(field.row_bytes());
+            if let Some(bytes) = given.filter(|bytes| Some(bytes.len()) != expected) {
+                return Error::value(format!(
+                    "field {:?} has {} bytes, expected {expected:?}",
+                    field.name(),
+                    bytes.len()
+                ));
             }
         }
         Ok(())
@@ -239,8 +336,8 @@ impl Ring {
         &mut self.columns[field][(base + positions.start) * size..(base + positions.end) * size]
     }
 
-    /// Declares how many rows were restored by `rows_mut`.
-    pub(crate) fn set_total(&mut self, total: u64) {
-        self.total = total;
+    /// Declares how many rows of each environment were restored by `rows_mut`.
+    pub(crate) fn set_totals(&mut self, totals: &[u64]) {
+        self.totals.copy_from_slice(totals);
     }
 }

@@ -4,8 +4,8 @@ use crate::error::{Error, Result};
 
 /// Fields that every buffer has, last in the schema and in this order.
 const BUILT_IN: [&str; 3] = ["terminated", "truncated", "is_first"];
-/// Names that a batch uses for itself.
-const RESERVED: [&str; 3] = ["is_first", "indices", "weights"];
+/// Names that a batch uses for itself, or `add` for an argument.
+const RESERVED: [&str; 4] = ["is_first", "indices", "weights", "envs"];
 
 /// Element type of a field, named as NumPy names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

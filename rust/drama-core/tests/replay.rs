@@ -6,8 +6,31 @@ mod common;
 use std::collections::HashSet;
 
 use common::{add, add_plain, ring, sequence, value};
-use drama_core::{Counters, DynamicFrequency, Error, Ring, Role, draw_uniform, gather, seeded};
+use drama_core::{
+    ChaCha8Rng, Counters, DynamicFrequency, Error, Result, Ring, Role, Starts, draw_uniform as draw_starts, gather,
+    seeded,
+};
 use proptest::prelude::*;
+
+fn draw_uniform(
+    ring: &Ring,
+    count: usize,
+    length: usize,
+    replacement: bool,
+    rng: &mut ChaCha8Rng,
+) -> Result<Vec<usize>> {
+    draw_starts(&Starts::sequences(ring, length)?, count, replacement, rng)
+}
+
+fn draw_dfs(
+    dfs: &mut DynamicFrequency,
+    ring: &Ring,
+    role: Role,
+    (count, length): (usize, usize),
+    rng: &mut ChaCha8Rng,
+) -> Result<Vec<usize>> {
+    dfs.draw(&Starts::sequences(ring, length)?, role, count, rng)
+}
 
 /// Every row ever added, as (terminated, truncated), by row and environment.
 type History = Vec<Vec<(bool, bool)>>;
@@ -103,7 +126,7 @@ proptest! {
                 }
                 Step::Dfs(role, count, length) => {
                     let valid = if length <= ring.rows_per_env() { valid_starts(&ring, length) } else { HashSet::new() };
-                    let drawn = dfs.draw(&ring, role, count, length, &mut rng);
+                    let drawn = draw_dfs(&mut dfs, &ring, role, (count, length), &mut rng);
                     prop_assert_eq!(drawn.is_ok(), count <= valid.len());
                     let drawn = drawn.unwrap_or_default();
                     let distinct: HashSet<_> = drawn.iter().copied().collect();
@@ -136,8 +159,8 @@ proptest! {
             restored.import(dfs.export().clone()).unwrap();
             for role in [Role::WorldModel, Role::Imagination] {
                 let mut same = rng.clone();
-                let drawn = dfs.draw(&ring, role, count, length, &mut rng).unwrap();
-                prop_assert_eq!(drawn, restored.draw(&ring, role, count, length, &mut same).unwrap());
+                let drawn = draw_dfs(&mut dfs, &ring, role, (count, length), &mut rng).unwrap();
+                prop_assert_eq!(drawn, draw_dfs(&mut restored, &ring, role, (count, length), &mut same).unwrap());
             }
         }
     }
@@ -149,8 +172,8 @@ fn all_starts_are_drawn_whatever_their_weights() {
     add_plain(&mut ring, 100);
     let mut dfs = DynamicFrequency::new(1.0, 1.0, 1.0, 1.0).unwrap();
     let n = (0..400).map(|slot| slot * 10_000).collect();
-    dfs.import(Counters { n, b: vec![0; 400], seen: 100, num_envs: 4 }).unwrap();
-    let mut drawn = dfs.draw(&ring, Role::WorldModel, 400, 1, &mut seeded(0)).unwrap();
+    dfs.import(Counters { n, b: vec![0; 400], seen: vec![100; 4], num_envs: 4 }).unwrap();
+    let mut drawn = draw_dfs(&mut dfs, &ring, Role::WorldModel, (400, 1), &mut seeded(0)).unwrap();
     assert!(drawn.is_sorted(), "a weight e^10000 times another comes first");
     drawn.dedup();
     assert_eq!(drawn.len(), 400);
@@ -178,7 +201,7 @@ fn errors_say_what_was_asked_for_and_what_exists() {
     let mut ring = ring(20, 2);
     let mut dfs = DynamicFrequency::new(1.0, 1.0, 1.0, 1.0).unwrap();
     let mut rng = seeded(0);
-    let early = dfs.draw(&ring, Role::WorldModel, 3, 4, &mut rng).unwrap_err().to_string();
+    let early = draw_dfs(&mut dfs, &ring, Role::WorldModel, (3, 4), &mut rng).unwrap_err().to_string();
     assert_eq!(early, "asked for 3 distinct starts of length 4, but only 0 exist");
     let early = draw_uniform(&ring, 3, 4, true, &mut rng).unwrap_err().to_string();
     assert_eq!(early, "asked for 3 starts of length 4, but none exist: each environment holds 0 rows");
@@ -199,12 +222,12 @@ fn a_sampler_refuses_another_buffer() {
     add_plain(&mut one, 10);
     add_plain(&mut other, 5);
     let mut dfs = DynamicFrequency::new(1.0, 1.0, 1.0, 1.0).unwrap();
-    dfs.draw(&one, Role::WorldModel, 1, 1, &mut seeded(0)).unwrap();
-    let error = dfs.draw(&other, Role::WorldModel, 1, 1, &mut seeded(0)).unwrap_err();
+    draw_dfs(&mut dfs, &one, Role::WorldModel, (1, 1), &mut seeded(0)).unwrap();
+    let error = draw_dfs(&mut dfs, &other, Role::WorldModel, (1, 1), &mut seeded(0)).unwrap_err();
     assert!(error.to_string().contains("2 environments and 20 slots"), "{error}");
     let mut behind = ring(20, 2);
     add_plain(&mut behind, 9);
-    let error = dfs.draw(&behind, Role::WorldModel, 1, 1, &mut seeded(0)).unwrap_err();
+    let error = draw_dfs(&mut dfs, &behind, Role::WorldModel, (1, 1), &mut seeded(0)).unwrap_err();
     assert!(error.to_string().contains("another buffer"), "{error}");
 }
 
@@ -213,9 +236,9 @@ fn counts_saturate() {
     let mut ring = ring(1, 1);
     add_plain(&mut ring, 1);
     let mut dfs = DynamicFrequency::new(1e-300, 1.0, 1.0, 1.0).unwrap();
-    dfs.import(Counters { n: vec![u32::MAX], b: vec![u32::MAX], seen: 1, num_envs: 1 }).unwrap();
+    dfs.import(Counters { n: vec![u32::MAX], b: vec![u32::MAX], seen: vec![1], num_envs: 1 }).unwrap();
     for role in [Role::WorldModel, Role::Imagination] {
-        assert_eq!(dfs.draw(&ring, role, 1, 1, &mut seeded(0)).unwrap(), [0]);
+        assert_eq!(draw_dfs(&mut dfs, &ring, role, (1, 1), &mut seeded(0)).unwrap(), [0]);
     }
     assert_eq!(dfs.export().n, [u32::MAX]);
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use common::{add_plain, ring, sequence};
-use drama_core::{DType, Error, Field, Ring, Schema, draw_uniform, load, save, seeded};
+use drama_core::{DType, Error, Field, Ring, Schema, Starts, draw_uniform, load, save, seeded};
 
 /// A directory of its own, removed in the end.
 struct Directory(PathBuf);
@@ -44,12 +44,13 @@ fn add_large(ring: &mut Ring, rows: usize) {
         let obs: Vec<u8> =
             (0..ring.num_envs()).flat_map(|env| vec![(ring.total() as usize + env) as u8; 1 << 16]).collect();
         let ends = vec![0; ring.num_envs()];
-        ring.add(1, &[Some(&obs), Some(&ends), Some(&ends), None]).unwrap();
+        ring.add(1, None, &[Some(&obs), Some(&ends), Some(&ends), None]).unwrap();
     }
 }
 
 fn first_bytes(ring: &Ring) -> Vec<u8> {
-    let slots: Vec<usize> = (0..ring.num_envs()).flat_map(|env| ring.held().map(move |t| ring.slot(env, t))).collect();
+    let slots: Vec<usize> =
+        (0..ring.num_envs()).flat_map(|env| ring.held(env).map(move |t| ring.slot(env, t))).collect();
     let mut obs = vec![0; slots.len() << 16];
     let mut flags = vec![vec![0; slots.len()]; 3];
     let mut outputs = vec![&mut obs[..]];
@@ -70,7 +71,7 @@ fn a_loaded_buffer_goes_on_as_the_saved_one() {
         let mut ring = ring(30, 3);
         add_plain(&mut ring, rows);
         let mut rng = seeded(7);
-        draw_uniform(&ring, 5, 1, true, &mut rng).ok();
+        Starts::sequences(&ring, 1).and_then(|starts| draw_uniform(&starts, 5, true, &mut rng)).ok();
         save(&ring, &rng, None, &directory.0).unwrap();
         let (mut loaded, mut loaded_rng, _) = load(&directory.0).unwrap();
         assert_eq!(
@@ -80,8 +81,8 @@ fn a_loaded_buffer_goes_on_as_the_saved_one() {
         for ring in [&mut ring, &mut loaded] {
             add_plain(ring, 4);
         }
-        let drawn = draw_uniform(&ring, 50, 3, true, &mut rng).unwrap();
-        assert_eq!(drawn, draw_uniform(&loaded, 50, 3, true, &mut loaded_rng).unwrap());
+        let drawn = draw_uniform(&Starts::sequences(&ring, 3).unwrap(), 50, true, &mut rng).unwrap();
+        assert_eq!(drawn, draw_uniform(&Starts::sequences(&loaded, 3).unwrap(), 50, true, &mut loaded_rng).unwrap());
         for start in drawn {
             assert_eq!(sequence(&ring, start, 3), sequence(&loaded, start, 3));
         }
@@ -213,8 +214,9 @@ fn manifests_with_a_right_checksum_and_wrong_numbers_are_refused() {
         ("num_envs", big.clone()),
         ("num_envs", serde_json::json!(-1)),
         ("num_envs", serde_json::json!(3)),
-        ("total", big.clone()),
-        ("total", serde_json::json!(5)),
+        ("totals", serde_json::json!([4, u64::MAX])),
+        ("totals", serde_json::json!([4])),
+        ("totals", serde_json::json!([4, 5])),
         ("rows_per_chunk", serde_json::json!(0)),
         ("chunks", serde_json::json!([])),
         ("chunks", serde_json::json!([{"generation": 1, "crc32": 1, "bytes": 1}])),

@@ -1,6 +1,6 @@
 //! NumPy arrays as bytes, and the checks on the way.
 
-use drama_core::Field;
+use drama_core::{DType, Field};
 use numpy::{PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::{
     exceptions::PyValueError,
@@ -9,17 +9,20 @@ use pyo3::{
     types::{PyDict, PyTuple},
 };
 
+use crate::error::to_python;
+
 /// A size given as a Python integer.
 pub(crate) fn size(name: &str, value: i64) -> PyResult<usize> {
     usize::try_from(value).map_err(|_| PyValueError::new_err(format!("{name} must not be negative, got {value}")))
 }
 
-/// The arrays of one `add`, in schema order. `leading` is the shape before the row's own; its sides that are `None`
-/// take their length from the first array. Gives that length, or 1.
+/// The arrays of one `add`, in schema order; `partial` allows to leave fields out. `leading` is the shape before the
+/// row's own; its sides that are `None` take their length from the first array. Gives that length, or 1.
 pub(crate) fn columns<'py>(
     fields: &[Field],
     given: &Bound<'py, PyDict>,
     leading: &[Option<usize>],
+    partial: bool,
 ) -> PyResult<(usize, Vec<Option<Bound<'py, PyUntypedArray>>>)> {
     for key in given.keys() {
         let name: String = key.extract()?;
@@ -32,7 +35,7 @@ pub(crate) fn columns<'py>(
     let mut columns = Vec::with_capacity(fields.len());
     for field in fields {
         let Some(value) = given.get_item(field.name())? else {
-            if field.name() == "is_first" {
+            if partial || field.name() == "is_first" {
                 columns.push(None);
                 continue;
             }
@@ -42,6 +45,19 @@ pub(crate) fn columns<'py>(
     }
     let rows = if leading.len() > 1 { leading[0].unwrap_or(0) } else { 1 };
     Ok((rows, columns))
+}
+
+/// The different environments in the int64 array `value`.
+pub(crate) fn envs(value: &Bound<'_, PyAny>, num_envs: usize) -> PyResult<Vec<usize>> {
+    let dtype = DType::from_name("int64").map_err(to_python)?;
+    let field = Field::new("envs", dtype, Vec::new()).map_err(to_python)?;
+    let array = column(&field, value, &mut [None])?;
+    let number = |bytes: &[u8]| {
+        let env = bytes.try_into().map_or(-1, i64::from_ne_bytes);
+        usize::try_from(env)
+            .map_err(|_| PyValueError::new_err(format!("envs: got {env}, expected indices from 0 to {}", num_envs - 1)))
+    };
+    bytes(&array).chunks_exact(8).map(number).collect()
 }
 
 fn column<'py>(
@@ -100,16 +116,21 @@ impl<'py> Outputs<'py> {
     pub(crate) fn new(
         py: Python<'py>,
         fields: &[Field],
-        leading: [usize; 2],
+        leading: &[usize],
         out: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Self> {
+        if let Some(name) = fields.iter().enumerate().find_map(|(at, field)| {
+            fields[..at].iter().any(|other| other.name() == field.name()).then_some(field.name())
+        }) {
+            return Err(PyValueError::new_err(format!("the batch would have two entries {name:?}")));
+        }
         let empty = py.import(intern!(py, "numpy"))?.getattr(intern!(py, "empty"))?;
         let array = |field: &Field| {
             let Some(given) = out.map(|out| out.get_item(field.name())).transpose()?.flatten() else {
-                let shape = PyTuple::new(py, [&leading, field.shape()].concat())?;
+                let shape = PyTuple::new(py, [leading, field.shape()].concat())?;
                 return Ok(empty.call1((shape, field.dtype().name()))?.cast_into::<PyUntypedArray>()?);
             };
-            let array = column(field, &given, &mut leading.map(Some))?;
+            let array = column(field, &given, &mut leading.iter().copied().map(Some).collect::<Vec<_>>())?;
             if !given.getattr(intern!(py, "flags"))?.getattr(intern!(py, "writeable"))?.extract::<bool>()? {
                 return Err(PyValueError::new_err(format!("field {:?}: the array is read-only", field.name())));
             }

@@ -13,6 +13,7 @@ use crate::{
 };
 
 type Counts<'py> = Bound<'py, PyArray1<u32>>;
+type Seen<'py> = Bound<'py, PyArray1<u64>>;
 
 /// Counters of dynamic frequency-based sampling, bound to the first buffer they are used with.
 #[pyclass(frozen, module = "drama._native")]
@@ -38,10 +39,10 @@ impl DynamicFrequency {
         Ok((PyArray1::from_vec(py, counters.n), PyArray1::from_vec(py, counters.b)))
     }
 
-    /// Counts n and b, rows seen per environment, number of environments.
-    fn state<'py>(&self, py: Python<'py>) -> (Counts<'py>, Counts<'py>, u64, usize) {
+    /// Counts n and b, rows seen by environment, number of environments.
+    fn state<'py>(&self, py: Python<'py>) -> (Counts<'py>, Counts<'py>, Seen<'py>, usize) {
         let Counters { n, b, seen, num_envs } = py.detach(|| lock(&self.core).export().clone());
-        (PyArray1::from_vec(py, n), PyArray1::from_vec(py, b), seen, num_envs)
+        (PyArray1::from_vec(py, n), PyArray1::from_vec(py, b), PyArray1::from_vec(py, seen), num_envs)
     }
 
     /// Takes over what `state` gave.
@@ -50,10 +51,10 @@ impl DynamicFrequency {
         py: Python<'_>,
         n: PyReadonlyArray1<'_, u32>,
         b: PyReadonlyArray1<'_, u32>,
-        seen: u64,
+        seen: PyReadonlyArray1<'_, u64>,
         num_envs: i64,
     ) -> PyResult<()> {
-        let (n, b) = (n.as_array().to_vec(), b.as_array().to_vec());
+        let (n, b, seen) = (n.as_array().to_vec(), b.as_array().to_vec(), seen.as_array().to_vec());
         let counters = Counters { n, b, seen, num_envs: size("num_envs", num_envs)? };
         py.detach(|| lock(&self.core).import(counters)).map_err(to_python)
     }

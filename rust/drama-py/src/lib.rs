@@ -4,7 +4,9 @@ mod arrays;
 mod atari;
 mod dfs;
 mod error;
+mod prioritized;
 mod replay;
+mod sampling;
 
 use pyo3::prelude::*;
 
@@ -16,5 +18,5 @@ mod _native {
     const __version__: &str = env!("CARGO_PKG_VERSION");
 
     #[pymodule_export]
-    use super::{atari::AtariStepper, dfs::DynamicFrequency, replay::Replay};
+    use super::{atari::AtariStepper, dfs::DynamicFrequency, prioritized::Prioritized, replay::Replay};
 }

@@ -1,14 +1,16 @@
 //! `Replay`: storage, sampling and snapshots.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
-    sync::{Mutex, PoisonError, RwLock, RwLockReadGuard},
+    sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use drama_core::{
-    ChaCha8Rng, DType, Error, Field, Ring, Role, Saved, Schema, draw_uniform, gather, load, save, seeded,
+    ChaCha8Rng, DType, Field, Layout, Ring, Saved, Schema, Starts, Steps, gather_sequences, gather_transitions, load,
+    reward, save, seeded,
 };
-use numpy::{PyArray1, PyReadonlyArray1, PyUntypedArray};
+use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::{
     exceptions::{PyIndexError, PyValueError},
     prelude::*,
@@ -16,9 +18,9 @@ use pyo3::{
 };
 
 use crate::{
-    arrays::{Outputs, bytes, columns, size},
-    dfs::DynamicFrequency,
+    arrays::{self, Outputs, bytes, columns, size},
     error::{lock, to_python},
+    sampling::{Sampler, Source, output, position, scalar, stacks},
 };
 
 /// Replay storage of per-environment streams. Safe to use from several threads.
@@ -54,35 +56,49 @@ impl Replay {
         self.ring.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add_rows(&self, py: Python<'_>, given: &Bound<'_, PyDict>, leading: &[Option<usize>]) -> PyResult<()> {
-        let (rows, arrays) = columns(&self.fields, given, leading)?;
-        let slices: Vec<_> =
-            arrays.iter().map(|array: &Option<Bound<'_, PyUntypedArray>>| array.as_ref().map(bytes)).collect();
-        py.detach(|| self.ring.write().unwrap_or_else(PoisonError::into_inner).add(rows, &slices)).map_err(to_python)
+    fn write(&self) -> RwLockWriteGuard<'_, Ring> {
+        self.ring.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Draws with `draw` and gathers under one lock, so that no row added meanwhile moves the starts.
-    fn sample<'py>(
+    fn add_rows(
         &self,
-        py: Python<'py>,
-        (batch_size, length): (i64, i64),
-        out: Option<&Bound<'py, PyDict>>,
-        draw: impl FnOnce(&Ring, &mut ChaCha8Rng, usize, usize) -> Result<Vec<usize>, Error> + Send,
-    ) -> PyResult<Bound<'py, PyDict>> {
-        let (batch_size, length) = (size("batch_size", batch_size)?, size("length", length)?);
-        let mut outputs = Outputs::new(py, &self.fields, [batch_size, length], out)?;
-        let targets = outputs.bytes();
-        let starts = py.detach(|| {
-            let ring = self.read();
-            let starts = draw(&ring, &mut lock(&self.rng), batch_size, length)?;
-            gather(&ring, &starts, length, targets)?;
-            Ok(starts)
-        });
-        let starts: Vec<usize> = starts.map_err(to_python)?;
-        let batch = outputs.into_dict(py, &self.fields)?;
-        batch.set_item("weights", PyArray1::from_vec(py, vec![1.0_f32; starts.len()]))?;
-        batch.set_item("indices", PyArray1::from_iter(py, starts.into_iter().map(|slot| slot as i64)))?;
-        Ok(batch)
+        py: Python<'_>,
+        given: &Bound<'_, PyDict>,
+        leading: &[Option<usize>],
+        envs: Option<&[usize]>,
+    ) -> PyResult<()> {
+        let (rows, arrays) = columns(&self.fields, given, leading, false)?;
+        let slices: Vec<_> = arrays.iter().map(|array| array.as_ref().map(bytes)).collect();
+        py.detach(|| self.write().add(rows, envs, &slices)).map_err(to_python)
+    }
+
+    /// The fields of a batch before what is common to all.
+    fn outputs(&self, stacks: &[usize]) -> PyResult<Vec<Field>> {
+        let frames = stacks.iter().copied().chain(std::iter::repeat(0));
+        self.fields.iter().zip(frames).map(|(field, frames)| output(field, field.name(), frames)).collect()
+    }
+
+    fn sequence_outputs(&self, layout: &Layout<'_>) -> PyResult<Vec<Field>> {
+        let mut fields = self.outputs(layout.stacks)?;
+        if layout.within_episode {
+            fields.push(scalar("mask", "bool")?);
+        }
+        Ok(fields)
+    }
+
+    fn transition_outputs(&self, steps: &Steps<'_>) -> PyResult<Vec<Field>> {
+        let mut fields = self.outputs(steps.stacks)?;
+        let (reward, dtype) = reward(&self.fields).map_err(to_python)?;
+        if steps.stacks.get(reward).is_some_and(|&frames| frames > 0) {
+            return Err(PyValueError::new_err("stack: rewards are summed up, not stacked"));
+        }
+        fields[reward] = Field::new("reward", dtype, self.fields[reward].shape().to_vec()).map_err(to_python)?;
+        for &index in steps.next {
+            let (field, frames) = (&self.fields[index], steps.stacks.get(index).copied().unwrap_or(0));
+            fields.push(output(field, &format!("next_{}", field.name()), frames)?);
+        }
+        fields.extend([scalar("discount", "float32")?, scalar("steps", "int64")?]);
+        Ok(fields)
     }
 }
 
@@ -104,62 +120,103 @@ impl Replay {
         Ok(Self::from_parts(ring, seeded(seed), None))
     }
 
-    /// Adds one row to every environment: arrays `[num_envs, ...]` by field name.
-    fn add(&self, py: Python<'_>, columns: &Bound<'_, PyDict>) -> PyResult<()> {
-        self.add_rows(py, columns, &[Some(self.num_envs)])
+    /// Adds one row to every environment or to those in `envs`: arrays `[envs, ...]` by field name.
+    #[pyo3(signature = (columns, envs=None))]
+    fn add(&self, py: Python<'_>, columns: &Bound<'_, PyDict>, envs: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        let envs = envs.map(|envs| arrays::envs(envs, self.num_envs)).transpose()?;
+        let count = envs.as_ref().map_or(self.num_envs, Vec::len);
+        self.add_rows(py, columns, &[Some(count)], envs.as_deref())
     }
 
     /// Adds T rows to every environment: arrays `[T, num_envs, ...]` by field name.
     fn add_block(&self, py: Python<'_>, columns: &Bound<'_, PyDict>) -> PyResult<()> {
-        self.add_rows(py, columns, &[None, Some(self.num_envs)])
+        self.add_rows(py, columns, &[None, Some(self.num_envs)], None)
     }
 
-    /// Sequences from starts drawn uniformly, in the arrays of `out` where it has them.
-    #[pyo3(signature = (batch_size, length, replacement, out=None))]
-    fn sample_uniform<'py>(
+    /// Keeps what follows the last row of each of `envs`: arrays `[envs, ...]` by field name.
+    fn set_final(&self, py: Python<'_>, envs: &Bound<'_, PyAny>, columns: &Bound<'_, PyDict>) -> PyResult<()> {
+        let envs = arrays::envs(envs, self.num_envs)?;
+        let (_, arrays) = arrays::columns(&self.fields, columns, &[Some(envs.len())], true)?;
+        let slices: Vec<_> = arrays.iter().map(|array| array.as_ref().map(bytes)).collect();
+        py.detach(|| self.write().set_final(&envs, &slices)).map_err(to_python)
+    }
+
+    /// Sequences from starts drawn by `sampler`, in the arrays of `out` where it has them.
+    #[pyo3(signature = (batch_size, length, sampler, within_episode=false, stack=None, out=None))]
+    #[allow(clippy::too_many_arguments)] // As in Python.
+    fn sample<'py>(
         &self,
         py: Python<'py>,
         batch_size: i64,
         length: i64,
-        replacement: bool,
+        sampler: Source,
+        within_episode: bool,
+        stack: Option<BTreeMap<String, i64>>,
         out: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyDict>> {
-        self.sample(py, (batch_size, length), out, |ring, rng, count, length| {
-            draw_uniform(ring, count, length, replacement, rng)
-        })
+        let (count, length) = (size("batch_size", batch_size)?, size("length", length)?);
+        let (sampler, stacks) = (Sampler::new(sampler)?, stacks(&self.fields, stack, self.rows_per_env)?);
+        let layout = Layout { length, within_episode, stacks: &stacks };
+        let fields = self.sequence_outputs(&layout)?;
+        let mut outputs = Outputs::new(py, &fields, &[count, length], out)?;
+        let targets = outputs.bytes();
+        // Under one lock, so that no row added meanwhile moves the starts.
+        let drawn = py.detach(|| {
+            let ring = self.read();
+            let kind = if within_episode { Starts::within_episodes } else { Starts::sequences };
+            let starts = kind(&ring, length)?.stacked(stacks.iter().copied().max().unwrap_or(0));
+            let drawn = sampler.draw(&starts, count, &mut lock(&self.rng))?;
+            gather_sequences(&ring, &drawn.slots, &layout, targets)?;
+            Ok(drawn)
+        });
+        drawn.map_err(to_python)?.put(py, outputs.into_dict(py, &fields)?)
     }
 
-    /// Sequences from starts drawn by `sampler` for `role`, "world_model" or "imagination".
-    #[pyo3(signature = (batch_size, length, sampler, role, out=None))]
-    fn sample_dfs<'py>(
+    /// Transitions over up to `n_step` rows from starts drawn by `sampler`.
+    #[pyo3(signature = (batch_size, n_step, discount, sampler, next_fields, stack=None, out=None))]
+    #[allow(clippy::too_many_arguments)] // As in Python.
+    fn sample_transitions<'py>(
         &self,
         py: Python<'py>,
         batch_size: i64,
-        length: i64,
-        sampler: &DynamicFrequency,
-        role: &str,
+        n_step: i64,
+        discount: f64,
+        sampler: Source,
+        next_fields: Vec<String>,
+        stack: Option<BTreeMap<String, i64>>,
         out: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let role = match role {
-            "world_model" => Role::WorldModel,
-            "imagination" => Role::Imagination,
-            _ => {
-                let message = format!("role must be \"world_model\" or \"imagination\", got {role:?}");
-                return Err(PyValueError::new_err(message));
-            }
-        };
-        self.sample(py, (batch_size, length), out, |ring, rng, count, length| {
-            lock(&sampler.core).draw(ring, role, count, length, rng)
-        })
+        let (count, n_step) = (size("batch_size", batch_size)?, size("n_step", n_step)?);
+        if !(0.0..=1.0).contains(&discount) {
+            return Err(PyValueError::new_err(format!("discount must be from 0 to 1, got {discount}")));
+        }
+        let (sampler, stacks) = (Sampler::new(sampler)?, stacks(&self.fields, stack, self.rows_per_env)?);
+        let next = next_fields.iter().map(|name| position(&self.fields, "next_fields", name));
+        let next = next.collect::<PyResult<Vec<_>>>()?;
+        let steps = Steps { steps: n_step, discount, stacks: &stacks, next: &next };
+        let fields = self.transition_outputs(&steps)?;
+        let mut outputs = Outputs::new(py, &fields, &[count], out)?;
+        let targets = outputs.bytes();
+        let drawn = py.detach(|| {
+            let ring = self.read();
+            let starts = Starts::transitions(&ring, n_step, &next)?;
+            let starts = starts.stacked(stacks.iter().copied().max().unwrap_or(0));
+            let drawn = sampler.draw(&starts, count, &mut lock(&self.rng))?;
+            gather_transitions(&ring, &drawn.slots, &steps, targets)?;
+            Ok(drawn)
+        });
+        drawn.map_err(to_python)?.put(py, outputs.into_dict(py, &fields)?)
     }
 
     /// Sequences from the given starts.
-    #[pyo3(signature = (indices, length, out=None))]
+    #[pyo3(signature = (indices, length, within_episode=false, stack=None, out=None))]
     fn gather<'py>(
         &self,
         py: Python<'py>,
         indices: PyReadonlyArray1<'py, i64>,
         length: i64,
+        within_episode: bool,
+        stack: Option<BTreeMap<String, i64>>,
         out: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let length = size("length", length)?;
@@ -167,10 +224,13 @@ impl Replay {
             usize::try_from(index).map_err(|_| PyIndexError::new_err(format!("index {index} is negative")))
         };
         let starts = indices.as_array().iter().map(slot).collect::<PyResult<Vec<_>>>()?;
-        let mut outputs = Outputs::new(py, &self.fields, [starts.len(), length], out)?;
+        let stacks = stacks(&self.fields, stack, self.rows_per_env)?;
+        let layout = Layout { length, within_episode, stacks: &stacks };
+        let fields = self.sequence_outputs(&layout)?;
+        let mut outputs = Outputs::new(py, &fields, &[starts.len(), length], out)?;
         let targets = outputs.bytes();
-        py.detach(|| gather(&self.read(), &starts, length, targets)).map_err(to_python)?;
-        outputs.into_dict(py, &self.fields)
+        py.detach(|| gather_sequences(&self.read(), &starts, &layout, targets)).map_err(to_python)?;
+        outputs.into_dict(py, &fields)
     }
 
     /// Writes what changed since the last save to the directory `path`.
@@ -196,10 +256,11 @@ impl Replay {
         py.detach(|| self.read().len())
     }
 
-    /// Rows that every environment has ever been given.
+    /// Rows that each environment has ever been given.
     #[getter]
-    fn total(&self, py: Python<'_>) -> u64 {
-        py.detach(|| self.read().total())
+    fn totals<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
+        let totals = py.detach(|| self.read().totals().to_vec());
+        PyArray1::from_iter(py, totals.into_iter().map(|total| total as i64))
     }
 
     #[getter]

@@ -1,20 +1,16 @@
 //! Dynamic frequency-based sampling: starts used less often are drawn more often.
 
-use std::ops::Range;
-
-use rand::{Rng, RngExt};
+use rand::Rng;
 
 use super::{
-    check_available,
-    tree::{SumTree, Weight},
+    follow::{StartTree, follow},
+    tree::Weight,
 };
 use crate::{
     error::{Error, Result},
     ring::Ring,
+    starts::Starts,
 };
-
-/// Candidates drawn before the tree is told which leaves are gone.
-const BLOCK: usize = 16;
 
 /// What a batch is drawn for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,16 +28,10 @@ pub struct Counters {
     pub n: Vec<u32>,
     /// How often each slot started an imagination batch.
     pub b: Vec<u32>,
-    /// Rows per environment that the counters know of.
-    pub seen: u64,
+    /// Rows that the counters know of, by environment.
+    pub seen: Vec<u64>,
     /// Number of environments.
     pub num_envs: usize,
-}
-
-/// The tree of one role, and the rows that have a weight in it.
-struct Prepared {
-    tree: SumTree,
-    rows: Range<u64>,
 }
 
 /// A sampler with its counters; bound to the geometry of the first ring it is used with.
@@ -51,8 +41,8 @@ pub struct DynamicFrequency {
     alpha: f64,
     beta: f64,
     counters: Counters,
-    world_model: Option<Prepared>,
-    imagination: Option<Prepared>,
+    world_model: Option<StartTree>,
+    imagination: Option<StartTree>,
 }
 
 impl DynamicFrequency {
@@ -90,34 +80,43 @@ impl DynamicFrequency {
         if slots.checked_rem(counters.num_envs).unwrap_or(slots) != 0 {
             return Error::value(format!("{slots} counts cannot be shared by {} environments", counters.num_envs));
         }
+        if counters.seen.len() != counters.num_envs {
+            return Error::value(format!(
+                "seen has {} entries, expected one for each of {} environments",
+                counters.seen.len(),
+                counters.num_envs
+            ));
+        }
         self.counters = counters;
         self.world_model = None;
         self.imagination = None;
         Ok(())
     }
 
-    /// Draws the slots of `count` distinct starts of sequences of `length` rows, and counts them.
-    pub fn draw(
-        &mut self,
-        ring: &Ring,
-        role: Role,
-        count: usize,
-        length: usize,
-        rng: &mut impl Rng,
-    ) -> Result<Vec<usize>> {
-        let starts = ring.starts(length)?;
-        check_available(count, (starts.end - starts.start) as usize * ring.num_envs(), length)?;
+    /// Draws the slots of `count` distinct starts, and counts them.
+    pub fn draw(&mut self, starts: &Starts<'_>, role: Role, count: usize, rng: &mut impl Rng) -> Result<Vec<usize>> {
+        let ring = starts.ring();
+        starts.check(count, true)?;
         self.follow(ring)?;
-        let mut prepared = self.prepare(ring, role, starts);
-        let drawn = draw_distinct(&mut prepared.tree, count, rng);
-        *self.prepared(role) = Some(prepared);
-        let drawn = drawn.ok_or_else(|| Error::Runtime("the sum tree holds fewer starts than the buffer".into()))?;
-        let counts = match role {
-            Role::WorldModel => &mut self.counters.n,
-            Role::Imagination => &mut self.counters.b,
+        let mut tree = match self.tree(role).take() {
+            Some(mut tree) => {
+                tree.move_to(starts, |slot| self.weight(role, slot));
+                tree
+            }
+            None => StartTree::new(starts, |slot| self.weight(role, slot)),
         };
-        for &slot in &drawn {
-            counts[slot] = counts[slot].saturating_add(1);
+        let drawn = tree.draw_distinct(starts, count, rng);
+        tree.set(ring, drawn.refused.iter().copied(), |slot| self.weight(role, slot));
+        *self.tree(role) = Some(tree);
+        let complete = drawn.starts.len() == count;
+        if complete {
+            let counts = match role {
+                Role::WorldModel => &mut self.counters.n,
+                Role::Imagination => &mut self.counters.b,
+            };
+            for &slot in &drawn.starts {
+                counts[slot] = counts[slot].saturating_add(1);
+            }
         }
         // The counts of imagination have no part in the world model's weights.
         let concerned: &[Role] = match role {
@@ -125,16 +124,15 @@ impl DynamicFrequency {
             Role::Imagination => &[Role::Imagination],
         };
         for &role in concerned {
-            if let Some(mut prepared) = self.prepared(role).take() {
-                let live = drawn.iter().filter(|&&slot| prepared.rows.contains(&ring.row_of(slot)));
-                prepared.tree.set(live.map(|&slot| (slot, self.weight(role, slot))));
-                *self.prepared(role) = Some(prepared);
+            if let Some(mut tree) = self.tree(role).take() {
+                tree.set(ring, drawn.starts.iter().copied(), |slot| self.weight(role, slot));
+                *self.tree(role) = Some(tree);
             }
         }
-        Ok(drawn)
+        if complete { Ok(drawn.starts) } else { Error::value(starts.too_few(count, true, drawn.starts.len())) }
     }
 
-    fn prepared(&mut self, role: Role) -> &mut Option<Prepared> {
+    fn tree(&mut self, role: Role) -> &mut Option<StartTree> {
         match role {
             Role::WorldModel => &mut self.world_model,
             Role::Imagination => &mut self.imagination,
@@ -155,91 +153,18 @@ impl DynamicFrequency {
 
     /// Binds to the ring at first use and clears the counters of slots that were overwritten since the last.
     fn follow(&mut self, ring: &Ring) -> Result<()> {
-        let (slots, num_envs) = (ring.slots(), ring.num_envs());
-        if self.counters.n.is_empty() {
-            self.counters = Counters { n: vec![0; slots], b: vec![0; slots], seen: ring.total(), num_envs };
+        let Counters { n, b, seen, num_envs } = &mut self.counters;
+        if n.is_empty() {
+            let zero = vec![0; ring.slots()];
+            self.counters =
+                Counters { n: zero.clone(), b: zero, seen: ring.totals().to_vec(), num_envs: ring.num_envs() };
             return Ok(());
         }
-        if self.counters.n.len() != slots || self.counters.num_envs != num_envs {
-            return Err(Error::Value(format!(
-                "the sampler belongs to a buffer of {} environments and {} slots, got one of {num_envs} and {slots}",
-                self.counters.num_envs,
-                self.counters.n.len()
-            )));
-        }
-        if ring.total() < self.counters.seen {
-            return Err(Error::Value(format!(
-                "the sampler has seen {} rows per environment, the buffer was given only {}: it is another buffer",
-                self.counters.seen,
-                ring.total()
-            )));
-        }
-        for t in self.counters.seen.max(ring.held().start)..ring.total() {
-            for env in 0..num_envs {
-                let slot = ring.slot(env, t);
-                self.counters.n[slot] = 0;
-                self.counters.b[slot] = 0;
-            }
-        }
-        self.counters.seen = ring.total();
-        Ok(())
+        let slots = n.len();
+        debug_assert_eq!(seen.len(), *num_envs);
+        follow(ring, slots, seen, |slot| {
+            n[slot] = 0;
+            b[slot] = 0;
+        })
     }
-
-    /// Brings a role's tree to exactly the starts in `rows`. Each row added enters and leaves once.
-    fn prepare(&mut self, ring: &Ring, role: Role, rows: Range<u64>) -> Prepared {
-        let Some(Prepared { mut tree, rows: old }) = self.prepared(role).take() else {
-            let mut tree = SumTree::new(ring.slots());
-            tree.fill(|slot| if rows.contains(&ring.row_of(slot)) { self.weight(role, slot) } else { Weight::ZERO });
-            return Prepared { tree, rows };
-        };
-        let slots = |range: Range<u64>| range.flat_map(|t| (0..ring.num_envs()).map(move |env| ring.slot(env, t)));
-        // Rows leave before rows enter: an entering row may take the slot of a leaving one.
-        let leaving = slots(old.start..old.end.min(rows.start)).chain(slots(rows.end..old.end));
-        tree.set(leaving.map(|slot| (slot, Weight::ZERO)));
-        tree.set(slots(old.end.max(rows.start)..rows.end).map(|slot| (slot, self.weight(role, slot))));
-        Prepared { tree, rows }
-    }
-}
-
-/// Draws `count` different leaves, one after the other, each with its share of the weight still there. A candidate
-/// drawn before is rejected, which leaves just that distribution; once rejections get frequent, the leaves drawn so
-/// far are set to zero. The caller restores them.
-fn draw_distinct(tree: &mut SumTree, count: usize, rng: &mut impl Rng) -> Option<Vec<usize>> {
-    let mut drawn = Vec::with_capacity(count);
-    // Fewer than half of the table is ever used, so a free place is near.
-    let mut seen = vec![usize::MAX; (2 * count).next_power_of_two()];
-    let mut zeroed = 0;
-    while drawn.len() < count {
-        let block = BLOCK.min(count - drawn.len());
-        let before = drawn.len();
-        let mut points = [0.0; BLOCK];
-        points[..block].fill_with(|| rng.random());
-        let mut leaves = [0; BLOCK];
-        tree.find(&mut points[..block], &mut leaves[..block])?;
-        for &leaf in &leaves[..block] {
-            if insert(&mut seen, leaf) {
-                drawn.push(leaf);
-            }
-        }
-        if 2 * (drawn.len() - before) <= block && drawn.len() < count {
-            tree.set(drawn[zeroed..].iter().map(|&leaf| (leaf, Weight::ZERO)));
-            zeroed = drawn.len();
-        }
-    }
-    Some(drawn)
-}
-
-/// Adds `leaf` to an open-addressed table; `false` where it was there.
-fn insert(table: &mut [usize], leaf: usize) -> bool {
-    let mask = table.len() - 1;
-    // A multiplicative hash; neighbouring leaves must not share a run of places.
-    let mut place = leaf.wrapping_mul(0x9E37_79B9) >> 7 & mask;
-    while table[place] != usize::MAX {
-        if table[place] == leaf {
-            return false;
-        }
-        place = (place + 1) & mask;
-    }
-    table[place] = leaf;
-    true
 }

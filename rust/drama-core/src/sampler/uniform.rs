@@ -4,41 +4,54 @@ use std::collections::HashSet;
 
 use rand::{Rng, RngExt, seq::index};
 
-use super::check_available;
 use crate::{
     error::{Error, Result},
-    ring::Ring,
+    starts::Starts,
 };
 
-/// Draws the slots of `count` starts of sequences of `length` rows.
-pub fn draw_uniform(
-    ring: &Ring,
-    count: usize,
-    length: usize,
-    replacement: bool,
-    rng: &mut impl Rng,
-) -> Result<Vec<usize>> {
-    let starts = ring.starts(length)?;
-    let per_env = (starts.end - starts.start) as usize;
-    let available = per_env * ring.num_envs();
-    if available == 0 {
-        return Error::value(format!(
-            "asked for {count} starts of length {length}, but none exist: each environment holds {} rows",
-            ring.filled()
-        ));
+/// Draws the slots of `count` starts.
+pub fn draw_uniform(starts: &Starts<'_>, count: usize, replacement: bool, rng: &mut impl Rng) -> Result<Vec<usize>> {
+    starts.check(count, !replacement)?;
+    if !starts.conditional() {
+        let numbers = numbers(starts.bound(), count, replacement, rng);
+        return Ok(numbers.into_iter().map(|number| starts.slot(number)).collect());
     }
-    check_available(if replacement { count.min(1) } else { count }, available, length)?;
-    let chosen: Vec<usize> = if replacement {
-        (0..count).map(|_| rng.random_range(0..available)).collect()
-    } else if count > available / 4 {
-        index::sample(rng, available, count).into_vec()
+    if let Some(drawn) = draw_accepted(starts, count, replacement, rng) {
+        return Ok(drawn);
+    }
+    // So few rows are starts that a list of them pays. That drawing again took too long says nothing of what it drew.
+    let all: Vec<_> = (0..starts.bound()).map(|number| starts.slot(number)).filter(|&s| starts.accepts(s)).collect();
+    if all.len() < if replacement { 1 } else { count } {
+        return Error::value(starts.too_few(count, !replacement, all.len()));
+    }
+    Ok(numbers(all.len(), count, replacement, rng).into_iter().map(|number| all[number]).collect())
+}
+
+/// Draws `count` numbers below `bound`.
+fn numbers(bound: usize, count: usize, replacement: bool, rng: &mut impl Rng) -> Vec<usize> {
+    if replacement {
+        (0..count).map(|_| rng.random_range(0..bound)).collect()
+    } else if count > bound / 4 {
+        index::sample(rng, bound, count).into_vec()
     } else {
-        // Few collisions: drawing again costs less than the O(available) of a shuffle.
+        // Few collisions: drawing again costs less than the O(bound) of a shuffle.
         let mut seen = HashSet::with_capacity(count);
-        std::iter::repeat_with(|| rng.random_range(0..available))
-            .filter(|&draw| seen.insert(draw))
-            .take(count)
-            .collect()
-    };
-    Ok(chosen.into_iter().map(|draw| ring.slot(draw / per_env, starts.start + (draw % per_env) as u64)).collect())
+        std::iter::repeat_with(|| rng.random_range(0..bound)).filter(|&draw| seen.insert(draw)).take(count).collect()
+    }
+}
+
+/// Draws rows until `count` are starts; `None` where that takes too long.
+fn draw_accepted(starts: &Starts<'_>, count: usize, replacement: bool, rng: &mut impl Rng) -> Option<Vec<usize>> {
+    let mut seen = HashSet::new();
+    let mut drawn = Vec::with_capacity(count);
+    for _ in 0..8 * count + 64 {
+        let slot = starts.slot(rng.random_range(0..starts.bound()));
+        if starts.accepts(slot) && (replacement || seen.insert(slot)) {
+            drawn.push(slot);
+            if drawn.len() == count {
+                return Some(drawn);
+            }
+        }
+    }
+    None
 }

@@ -7,7 +7,7 @@ use crate::{error::Result, ring::Ring};
 
 const MAGIC: &[u8; 8] = b"DRAMACHK";
 const VERSION: u32 = 1;
-/// Magic, version, crc32 of all that follows it, chunk index, rows per environment.
+/// Magic, version, crc32 of all that follows it, chunk index, rows.
 const HEADER: usize = 8 + 4 + 4 + 8 + 8;
 /// Where the part under the crc32 begins.
 const CHECKED: usize = 16;
@@ -31,48 +31,55 @@ pub(super) fn rows_per_chunk(ring: &Ring) -> usize {
 
 /// Chunks that hold rows.
 pub(super) fn chunk_count(ring: &Ring) -> usize {
-    ring.filled().div_ceil(rows_per_chunk(ring))
+    let most = (0..ring.num_envs()).map(|env| ring.filled(env)).max().unwrap_or(0);
+    most.div_ceil(rows_per_chunk(ring))
 }
 
-/// Places in the ring that chunk `index` covers.
-pub(super) fn positions(ring: &Ring, index: usize) -> Range<usize> {
+/// Places in the ring that chunk `index` covers of `env`.
+pub(super) fn positions(ring: &Ring, index: usize, env: usize) -> Range<usize> {
     let start = index * rows_per_chunk(ring);
-    start..(start + rows_per_chunk(ring)).min(ring.filled())
+    start..(start + rows_per_chunk(ring)).min(ring.filled(env)).max(start)
+}
+
+/// Rows of all environments in chunk `index`.
+fn row_count(ring: &Ring, index: usize) -> usize {
+    (0..ring.num_envs()).map(|env| positions(ring, index, env).len()).sum()
 }
 
 fn file_bytes(ring: &Ring, rows: usize) -> u64 {
-    (HEADER + rows * ring.num_envs() * ring.schema().row_bytes()) as u64
+    (HEADER + rows * ring.schema().row_bytes()) as u64
 }
 
-fn parts(ring: &Ring, positions: &Range<usize>) -> impl Iterator<Item = (usize, usize)> + use<> {
-    let (fields, num_envs) = (ring.schema().fields().len(), ring.num_envs());
-    let count = if positions.is_empty() { 0 } else { fields };
-    (0..count).flat_map(move |field| (0..num_envs).map(move |env| (field, env)))
+/// Field, environment and places of each part of chunk `index`.
+fn parts(ring: &Ring, index: usize) -> Vec<(usize, usize, Range<usize>)> {
+    let of_field = |field| (0..ring.num_envs()).map(move |env| (field, env, positions(ring, index, env)));
+    let parts = (0..ring.schema().fields().len()).flat_map(of_field);
+    parts.filter(|(_, _, positions)| !positions.is_empty()).collect()
 }
 
 pub(super) fn write(ring: &Ring, index: usize, generation: u64, directory: &Path) -> Result<ChunkEntry> {
-    let positions = positions(ring, index);
+    let (rows, parts) = (row_count(ring, index), parts(ring, index));
     let mut header = [0; HEADER];
     header[..8].copy_from_slice(MAGIC);
     header[8..12].copy_from_slice(&VERSION.to_le_bytes());
     header[16..24].copy_from_slice(&(index as u64).to_le_bytes());
-    header[24..].copy_from_slice(&(positions.len() as u64).to_le_bytes());
+    header[24..].copy_from_slice(&(rows as u64).to_le_bytes());
     let mut crc = crc32fast::Hasher::new();
     crc.update(&header[CHECKED..]);
-    for (field, env) in parts(ring, &positions) {
-        crc.update(ring.rows(field, env, positions.clone()));
+    for (field, env, positions) in &parts {
+        crc.update(ring.rows(*field, *env, positions.clone()));
     }
     let crc32 = crc.finalize();
     header[12..16].copy_from_slice(&crc32.to_le_bytes());
-    let body = parts(ring, &positions).map(|(field, env)| ring.rows(field, env, positions.clone()));
+    let body = parts.into_iter().map(|(field, env, positions)| ring.rows(field, env, positions));
     write_file(directory, &name(index, generation), std::iter::once(&header[..]).chain(body))?;
-    Ok(ChunkEntry { generation, crc32, bytes: file_bytes(ring, positions.len()) })
+    Ok(ChunkEntry { generation, crc32, bytes: file_bytes(ring, rows) })
 }
 
 pub(super) fn read(ring: &mut Ring, index: usize, entry: &ChunkEntry, directory: &Path) -> Result<()> {
     let path = directory.join(name(index, entry.generation));
-    let positions = positions(ring, index);
-    let expected = file_bytes(ring, positions.len());
+    let rows = row_count(ring, index);
+    let expected = file_bytes(ring, rows);
     let mut file = at(&path, fs::File::open(&path))?;
     let found = at(&path, file.metadata())?.len();
     if found != expected || entry.bytes != expected {
@@ -87,13 +94,13 @@ pub(super) fn read(ring: &mut Ring, index: usize, entry: &ChunkEntry, directory:
     if version != VERSION {
         return corrupt(&path, format!("has version {version}, this build reads version {VERSION}"));
     }
-    if word(&header, 16) != index as u64 || word(&header, 24) != positions.len() as u64 {
+    if word(&header, 16) != index as u64 || word(&header, 24) != rows as u64 {
         return corrupt(&path, "belongs to another place in the buffer");
     }
     let mut crc = crc32fast::Hasher::new();
     crc.update(&header[CHECKED..]);
-    for (field, env) in parts(ring, &positions) {
-        let rows = ring.rows_mut(field, env, positions.clone());
+    for (field, env, positions) in parts(ring, index) {
+        let rows = ring.rows_mut(field, env, positions);
         at(&path, file.read_exact(rows))?;
         crc.update(rows);
     }

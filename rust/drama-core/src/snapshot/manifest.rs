@@ -32,7 +32,7 @@ pub(super) struct Manifest {
     schema: Schema,
     capacity: usize,
     num_envs: usize,
-    total: u64,
+    totals: Vec<u64>,
     seed: [u8; 32],
     stream: u64,
     word_pos: u128,
@@ -46,7 +46,7 @@ impl Manifest {
             schema: ring.schema().clone(),
             capacity: ring.capacity(),
             num_envs: ring.num_envs(),
-            total: ring.total(),
+            totals: ring.totals().to_vec(),
             seed: rng.get_seed(),
             stream: rng.get_stream(),
             word_pos: rng.get_word_pos(),
@@ -71,7 +71,7 @@ impl Manifest {
             "fields": fields,
             "capacity": self.capacity,
             "num_envs": self.num_envs,
-            "total": self.total,
+            "totals": self.totals,
             "rng": {"seed": self.seed, "stream": self.stream, "word_pos": self.word_pos.to_string()},
             "rows_per_chunk": self.rows_per_chunk,
             "chunks": chunks,
@@ -131,6 +131,7 @@ impl Manifest {
         };
         let rng = &body["rng"];
         let seed = rng["seed"].as_array()?.iter().map(|byte| u8::try_from(byte.as_u64()?).ok());
+        let total = |total: &Value| total.as_u64().filter(|&total| total < TOTAL_LIMIT);
         let chunk = |chunk: &Value| {
             Some(ChunkEntry {
                 generation: chunk["generation"].as_u64()?,
@@ -142,7 +143,7 @@ impl Manifest {
             schema,
             capacity: size(&body["capacity"])?,
             num_envs: size(&body["num_envs"])?,
-            total: body["total"].as_u64().filter(|&total| total < TOTAL_LIMIT)?,
+            totals: body["totals"].as_array()?.iter().map(total).collect::<Option<_>>()?,
             seed: seed.collect::<Option<Vec<u8>>>()?.try_into().ok()?,
             stream: rng["stream"].as_u64()?,
             word_pos: rng["word_pos"].as_str()?.parse().ok()?,
@@ -151,11 +152,14 @@ impl Manifest {
         }))
     }
 
-    /// A ring of the size and with the row count of the manifest, its rows still to be read.
+    /// A ring of the size and with the row counts of the manifest, its rows still to be read.
     pub(super) fn ring(&self, path: &Path) -> Result<Ring> {
         let mut ring = Ring::new(self.schema.clone(), self.capacity, self.num_envs)
             .map_err(|error| Error::Corrupt { path: path.to_owned(), reason: error.to_string() })?;
-        ring.set_total(self.total);
+        if self.totals.len() != self.num_envs {
+            return corrupt(path, "has not one total for each environment");
+        }
+        ring.set_totals(&self.totals);
         Ok(ring)
     }
 

@@ -26,7 +26,7 @@ use crate::{
 /// Where the last save or load left each chunk.
 pub struct Saved {
     directory: PathBuf,
-    total: u64,
+    totals: Vec<u64>,
     chunks: Vec<ChunkEntry>,
 }
 
@@ -67,7 +67,8 @@ pub fn save(ring: &Ring, rng: &ChaCha8Rng, saved: Option<&Saved>, directory: &Pa
     let generation = next_generation(&directory)?;
     let mut chunks = Vec::with_capacity(chunk_count(ring));
     for index in 0..chunk_count(ring) {
-        let reusable = saved.filter(|saved| !changed(ring, saved.total, index)).and_then(|saved| saved.reusable(index));
+        let reusable =
+            saved.filter(|saved| !changed(ring, &saved.totals, index)).and_then(|saved| saved.reusable(index));
         let kept = reusable.and_then(|(path, entry)| keep(&path, entry, &directory, index, generation));
         chunks.push(match kept {
             Some(entry) => entry,
@@ -79,7 +80,7 @@ pub fn save(ring: &Ring, rng: &ChaCha8Rng, saved: Option<&Saved>, directory: &Pa
     write_file(&directory, manifest::NAME, std::iter::once(text.as_bytes()))?;
     sync_directory(&directory)?;
     remove_others(&directory, &chunks);
-    Ok(Saved { directory, total: ring.total(), chunks })
+    Ok(Saved { directory, totals: ring.totals().to_vec(), chunks })
 }
 
 impl Saved {
@@ -100,17 +101,22 @@ fn keep(path: &Path, entry: ChunkEntry, directory: &Path, index: usize, generati
     Some(ChunkEntry { generation, ..entry })
 }
 
-/// Whether a row of chunk `index` was written after row `total`, counted per environment.
-fn changed(ring: &Ring, total: u64, index: usize) -> bool {
+/// Whether a row of chunk `index` was written since the environments had been given `totals` rows.
+fn changed(ring: &Ring, totals: &[u64], index: usize) -> bool {
     let rows = ring.rows_per_env();
-    let added = ring.total().saturating_sub(total);
-    if added >= rows as u64 || ring.total() < total {
-        return true;
-    }
-    let chunk = positions(ring, index);
-    let start = (total % rows as u64) as usize;
-    let end = start + added as usize;
-    (start.max(chunk.start) < end.min(chunk.end)) || chunk.start + rows < end
+    totals.len() != ring.num_envs()
+        || ring.totals().iter().zip(totals).enumerate().any(|(env, (&now, &then))| {
+            let chunk = positions(ring, index, env);
+            if chunk.is_empty() || now == then {
+                return false;
+            }
+            if now < then || now - then >= rows as u64 {
+                return true;
+            }
+            let start = (then % rows as u64) as usize;
+            let end = start + (now - then) as usize;
+            (start.max(chunk.start) < end.min(chunk.end)) || chunk.start + rows < end
+        })
 }
 
 /// A number above that of every chunk file in `directory`, so that none is written over.
@@ -152,6 +158,6 @@ pub fn load(directory: &Path) -> Result<(Ring, ChaCha8Rng, Saved)> {
         chunk::read(&mut ring, index, entry, &directory)?;
     }
     let rng = manifest.rng();
-    let saved = Saved { directory, total: ring.total(), chunks: manifest.chunks };
+    let saved = Saved { directory, totals: ring.totals().to_vec(), chunks: manifest.chunks };
     Ok((ring, rng, saved))
 }

@@ -25,7 +25,7 @@ pub(crate) fn add(ring: &mut Ring, ends: &[Vec<(bool, bool)>]) {
             truncated.push(u8::from(end.1));
         }
     }
-    ring.add(ends.len(), &[Some(&x), Some(&terminated), Some(&truncated), None]).unwrap();
+    ring.add(ends.len(), None, &[Some(&x), Some(&terminated), Some(&truncated), None]).unwrap();
 }
 
 /// Adds `rows` rows without an episode's end.

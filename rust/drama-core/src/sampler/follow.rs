@@ -1,0 +1,165 @@
+//! What the samplers that keep something for every slot have in common.
+
+use std::ops::Range;
+
+use rand::{Rng, RngExt};
+
+use super::tree::{SumTree, Weight};
+use crate::{
+    error::{Error, Result},
+    ring::Ring,
+    starts::Starts,
+};
+
+/// Candidates drawn before the tree is told which leaves are gone.
+const BLOCK: usize = 16;
+
+/// Calls `renew` for each slot written since `seen`, the rows that each environment had been given by then.
+pub(super) fn follow(ring: &Ring, slots: usize, seen: &mut [u64], mut renew: impl FnMut(usize)) -> Result<()> {
+    if slots != ring.slots() || seen.len() != ring.num_envs() {
+        return Err(Error::Value(format!(
+            "the sampler belongs to a buffer of {} environments and {slots} slots, got one of {} and {}",
+            seen.len(),
+            ring.num_envs(),
+            ring.slots()
+        )));
+    }
+    if let Some(env) = (0..seen.len()).find(|&env| ring.totals()[env] < seen[env]) {
+        return Err(Error::Value(format!(
+            "the sampler has seen {} rows of environment {env}, the buffer was given only {}: it is another buffer",
+            seen[env],
+            ring.totals()[env]
+        )));
+    }
+    for (env, seen) in seen.iter_mut().enumerate() {
+        let held = ring.held(env);
+        for t in (*seen).max(held.start)..held.end {
+            renew(ring.slot(env, t));
+        }
+        *seen = held.end;
+    }
+    Ok(())
+}
+
+/// A sum tree over the slots of a ring, in which just the rows of `ranges` have their weight.
+pub(super) struct StartTree {
+    tree: SumTree,
+    ranges: Vec<Range<u64>>,
+}
+
+/// What came of a draw.
+#[derive(Default)]
+pub(super) struct Drawn {
+    /// The starts, fewer than asked for where no weight was left.
+    pub(super) starts: Vec<usize>,
+    /// Rows that are no starts. Their weights are zero now, as may be those of the starts.
+    pub(super) refused: Vec<usize>,
+}
+
+impl StartTree {
+    pub(super) fn new(starts: &Starts<'_>, weight: impl Fn(usize) -> Weight) -> Self {
+        let (ring, ranges) = (starts.ring(), starts.ranges().to_vec());
+        let mut tree = SumTree::new(ring.slots());
+        tree.fill(|slot| if in_ranges(&ranges, ring, slot) { weight(slot) } else { Weight::ZERO });
+        Self { tree, ranges }
+    }
+
+    /// Goes over to the ranges of `starts`. Each row added enters and leaves once.
+    pub(super) fn move_to(&mut self, starts: &Starts<'_>, weight: impl Fn(usize) -> Weight) {
+        let (ring, new) = (starts.ring(), starts.ranges());
+        let slots = |env, range: Range<u64>| range.map(move |t| ring.slot(env, t));
+        // Rows leave before rows enter: an entering row may take the slot of a leaving one.
+        let leaving = self.ranges.iter().zip(new).enumerate().flat_map(|(env, (old, new))| {
+            slots(env, old.start..old.end.min(new.start)).chain(slots(env, new.end..old.end))
+        });
+        self.tree.set(leaving.map(|slot| (slot, Weight::ZERO)));
+        let entering = self.ranges.iter().zip(new).enumerate();
+        let entering = entering.flat_map(|(env, (old, new))| slots(env, old.end.max(new.start)..new.end));
+        self.tree.set(entering.map(|slot| (slot, weight(slot))));
+        self.ranges.clone_from_slice(new);
+    }
+
+    /// Sets the weights of those of `slots` that are in the ranges.
+    pub(super) fn set(&mut self, ring: &Ring, slots: impl Iterator<Item = usize>, weight: impl Fn(usize) -> Weight) {
+        let ranges = &self.ranges;
+        let live = slots.filter(|&slot| in_ranges(ranges, ring, slot));
+        self.tree.set(live.map(|slot| (slot, weight(slot))));
+    }
+
+    /// Draws `count` starts, each with its share of the weight. The caller restores what `Drawn` names.
+    pub(super) fn draw(&mut self, starts: &Starts<'_>, count: usize, rng: &mut impl Rng) -> Drawn {
+        let mut drawn = Drawn { starts: Vec::with_capacity(count), refused: Vec::new() };
+        while drawn.starts.len() < count {
+            let (mut points, mut leaves) = ([0.0; BLOCK], [0; BLOCK]);
+            let block = BLOCK.min(count - drawn.starts.len());
+            points[..block].fill_with(|| rng.random());
+            if self.tree.find(&mut points[..block], &mut leaves[..block]).is_none() {
+                break;
+            }
+            let refused = drawn.refused.len();
+            for &leaf in &leaves[..block] {
+                if starts.accepts(leaf) { &mut drawn.starts } else { &mut drawn.refused }.push(leaf);
+            }
+            self.clear(&drawn.refused[refused..]);
+        }
+        drawn
+    }
+
+    /// Draws `count` different starts, one after the other, each with its share of the weight still there. One drawn
+    /// before is rejected, which leaves just that distribution; once rejections get frequent, the weights of the
+    /// starts drawn so far are set to zero. The caller restores what `Drawn` names.
+    pub(super) fn draw_distinct(&mut self, starts: &Starts<'_>, count: usize, rng: &mut impl Rng) -> Drawn {
+        let mut drawn = Drawn { starts: Vec::with_capacity(count), refused: Vec::new() };
+        // Fewer than half of the table is ever used, so a free place is near.
+        let mut seen = vec![usize::MAX; (2 * count).next_power_of_two()];
+        let mut cleared = 0;
+        while drawn.starts.len() < count {
+            let (mut points, mut leaves) = ([0.0; BLOCK], [0; BLOCK]);
+            let block = BLOCK.min(count - drawn.starts.len());
+            points[..block].fill_with(|| rng.random());
+            if self.tree.find(&mut points[..block], &mut leaves[..block]).is_none() {
+                break;
+            }
+            let (before, refused) = (drawn.starts.len(), drawn.refused.len());
+            for &leaf in &leaves[..block] {
+                if !starts.accepts(leaf) {
+                    drawn.refused.push(leaf);
+                } else if insert(&mut seen, leaf) {
+                    drawn.starts.push(leaf);
+                }
+            }
+            self.clear(&drawn.refused[refused..]);
+            if 2 * (drawn.starts.len() - before) <= block && drawn.starts.len() < count {
+                self.clear(&drawn.starts[cleared..]);
+                cleared = drawn.starts.len();
+            }
+        }
+        drawn
+    }
+
+    fn clear(&mut self, slots: &[usize]) {
+        if !slots.is_empty() {
+            self.tree.set(slots.iter().map(|&slot| (slot, Weight::ZERO)));
+        }
+    }
+}
+
+fn in_ranges(ranges: &[Range<u64>], ring: &Ring, slot: usize) -> bool {
+    let (env, t) = ring.row_of(slot);
+    ranges[env].contains(&t)
+}
+
+/// Adds `leaf` to an open-addressed table; `false` where it was there.
+fn insert(table: &mut [usize], leaf: usize) -> bool {
+    let mask = table.len() - 1;
+    // A multiplicative hash; neighbouring leaves must not share a run of places.
+    let mut place = leaf.wrapping_mul(0x9E37_79B9) >> 7 & mask;
+    while table[place] != usize::MAX {
+        if table[place] == leaf {
+            return false;
+        }
+        place = (place + 1) & mask;
+    }
+    table[place] = leaf;
+    true
+}

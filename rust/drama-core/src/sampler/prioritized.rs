@@ -1,0 +1,177 @@
+//! Proportional prioritized sampling.
+
+use rand::Rng;
+
+use super::{
+    follow::{StartTree, follow},
+    tree::Weight,
+};
+use crate::{
+    error::{Error, Result},
+    ring::Ring,
+    starts::Starts,
+};
+
+/// The priorities of every slot, as they are saved.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Priorities {
+    /// Priority of each slot.
+    pub values: Vec<f64>,
+    /// The largest priority so far, which new rows get.
+    pub largest: f64,
+    /// Rows that the priorities know of, by environment.
+    pub seen: Vec<u64>,
+}
+
+/// A sampler whose weights are `priority^alpha`; bound to the geometry of the first ring it is used with.
+pub struct Prioritized {
+    alpha: f64,
+    priorities: Priorities,
+    tree: Option<StartTree>,
+    /// Slots whose priority is not in the tree yet.
+    changed: Vec<usize>,
+}
+
+impl Prioritized {
+    /// A sampler with all priorities at 1.
+    pub fn new(alpha: f64) -> Result<Self> {
+        check_exponent("alpha", alpha)?;
+        let priorities = Priorities { values: Vec::new(), largest: 1.0, seen: Vec::new() };
+        Ok(Self { alpha, priorities, tree: None, changed: Vec::new() })
+    }
+
+    /// The priorities, brought up to date with `ring`.
+    pub fn priorities(&mut self, ring: &Ring) -> Result<&Priorities> {
+        self.follow(ring)?;
+        Ok(&self.priorities)
+    }
+
+    /// The priorities as of the last use.
+    pub fn export(&self) -> &Priorities {
+        &self.priorities
+    }
+
+    /// Takes over saved priorities.
+    pub fn import(&mut self, priorities: Priorities) -> Result<()> {
+        let Priorities { values, largest, seen } = &priorities;
+        if values.len().checked_rem(seen.len()).unwrap_or(values.len()) != 0 {
+            return Error::value(format!(
+                "{} priorities cannot be shared by {} environments",
+                values.len(),
+                seen.len()
+            ));
+        }
+        check_priorities(values)?;
+        if !(largest.is_finite() && *largest >= 0.0) {
+            return Error::value(format!("largest must be finite and not negative, got {largest}"));
+        }
+        self.priorities = priorities;
+        self.tree = None;
+        self.changed.clear();
+        Ok(())
+    }
+
+    /// Sets the priorities of the rows in slots `indices`; the last one counts where a slot is named twice.
+    pub fn update(&mut self, indices: &[i64], priorities: &[f64]) -> Result<()> {
+        if indices.len() != priorities.len() {
+            return Error::value(format!(
+                "got {} priorities for {} indices, expected as many",
+                priorities.len(),
+                indices.len()
+            ));
+        }
+        let (slots, seen) = (self.priorities.values.len(), &self.priorities.seen);
+        let rows = slots.checked_div(seen.len()).unwrap_or(0);
+        let known = |index: i64| {
+            let slot = usize::try_from(index).ok().filter(|&slot| slot < slots)?;
+            (seen[slot / rows] > (slot % rows) as u64).then_some(slot)
+        };
+        if let Some((at, &index)) = indices.iter().enumerate().find(|(_, index)| known(**index).is_none()) {
+            return Error::value(format!("indices[{at}] is {index}, a slot in which the sampler knows no row"));
+        }
+        check_priorities(priorities)?;
+        let values = &mut self.priorities.values;
+        for (&index, &priority) in indices.iter().zip(priorities) {
+            values[index as usize] = priority;
+            self.priorities.largest = self.priorities.largest.max(priority);
+        }
+        // Which of them are starts now, only the ring knows.
+        self.changed.extend(indices.iter().map(|&index| index as usize));
+        if self.changed.len() > slots {
+            self.changed.clear();
+            self.tree = None;
+        }
+        Ok(())
+    }
+
+    /// Draws the slots of `count` starts, different ones where `replacement` is false, with their importance weights:
+    /// `(N P)^-beta` over the largest of the batch, in which the number N of starts has no part.
+    pub fn draw(
+        &mut self,
+        starts: &Starts<'_>,
+        count: usize,
+        replacement: bool,
+        beta: f64,
+        rng: &mut impl Rng,
+    ) -> Result<(Vec<usize>, Vec<f32>)> {
+        check_exponent("beta", beta)?;
+        starts.check(count, !replacement)?;
+        self.follow(starts.ring())?;
+        let mut tree = match self.tree.take() {
+            Some(mut tree) => {
+                tree.move_to(starts, |slot| self.weight(slot));
+                tree.set(starts.ring(), self.changed.iter().copied(), |slot| self.weight(slot));
+                tree
+            }
+            None => StartTree::new(starts, |slot| self.weight(slot)),
+        };
+        self.changed.clear();
+        let drawn = if replacement { tree.draw(starts, count, rng) } else { tree.draw_distinct(starts, count, rng) };
+        let changed = drawn.refused.iter().chain(if replacement { &[][..] } else { &drawn.starts });
+        tree.set(starts.ring(), changed.copied(), |slot| self.weight(slot));
+        self.tree = Some(tree);
+        if drawn.starts.len() < count {
+            let message = starts.too_few(count, !replacement, drawn.starts.len());
+            return Error::value(format!("{message} with a priority above 0"));
+        }
+        let logs: Vec<f64> = drawn.starts.iter().map(|&slot| self.log_weight(slot)).collect();
+        let least = logs.iter().copied().fold(f64::INFINITY, f64::min);
+        let weights = logs.into_iter().map(|log| (beta * (least - log)).exp() as f32).collect();
+        Ok((drawn.starts, weights))
+    }
+
+    fn log_weight(&self, slot: usize) -> f64 {
+        if self.alpha == 0.0 { 0.0 } else { self.alpha * self.priorities.values[slot].ln() }
+    }
+
+    fn weight(&self, slot: usize) -> Weight {
+        let log = self.log_weight(slot);
+        if log == f64::NEG_INFINITY { Weight::ZERO } else { Weight::exp(log) }
+    }
+
+    /// Binds to the ring at first use; rows that are new get the largest priority so far.
+    fn follow(&mut self, ring: &Ring) -> Result<()> {
+        let Priorities { values, largest, seen } = &mut self.priorities;
+        if values.is_empty() {
+            *values = vec![*largest; ring.slots()];
+            *seen = ring.totals().to_vec();
+            return Ok(());
+        }
+        let slots = values.len();
+        follow(ring, slots, seen, |slot| values[slot] = *largest)
+    }
+}
+
+fn check_exponent(name: &str, value: f64) -> Result<()> {
+    if (0.0..=1e3).contains(&value) {
+        return Ok(());
+    }
+    Error::value(format!("{name} must be from 0 to 1e3, got {value}"))
+}
+
+fn check_priorities(priorities: &[f64]) -> Result<()> {
+    match priorities.iter().enumerate().find(|(_, value)| !(value.is_finite() && **value >= 0.0)) {
+        Some((at, value)) => Error::value(format!("priorities[{at}] is {value}, expected a finite one of at least 0")),
+        None => Ok(()),
+    }
+}

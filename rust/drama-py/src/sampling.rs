@@ -1,0 +1,117 @@
+//! What the arguments of a draw mean, and the draw itself.
+
+use std::collections::BTreeMap;
+
+use drama_core::{ChaCha8Rng, DType, Error, Field, Role, Starts, draw_recent, draw_uniform};
+use numpy::PyArray1;
+use pyo3::{exceptions::PyValueError, prelude::*, types::PyDict};
+
+use crate::{
+    arrays::size,
+    dfs::DynamicFrequency,
+    error::{lock, to_python},
+    prioritized::Prioritized,
+};
+
+/// A sampler as Python names it.
+#[derive(FromPyObject)]
+pub(crate) enum Source {
+    /// "uniform", "distinct" (uniform without replacement) or "recent".
+    Name(String),
+    /// With its role, "world_model" or "imagination".
+    Frequency((Py<DynamicFrequency>, String)),
+    /// With replacement or not, and beta.
+    Prioritized((Py<Prioritized>, bool, f64)),
+}
+
+/// A sampler to draw with.
+pub(crate) enum Sampler {
+    Uniform { replacement: bool },
+    Recent,
+    Frequency(Py<DynamicFrequency>, Role),
+    Prioritized { sampler: Py<Prioritized>, replacement: bool, beta: f64 },
+}
+
+/// Slots of the starts and their weights.
+pub(crate) struct Drawn {
+    pub(crate) slots: Vec<usize>,
+    weights: Vec<f32>,
+}
+
+impl Sampler {
+    pub(crate) fn new(source: Source) -> PyResult<Self> {
+        let refuse = |what, got, known| Err(PyValueError::new_err(format!("{what} must be {known}, got {got:?}")));
+        match source {
+            Source::Name(name) => match name.as_str() {
+                "uniform" => Ok(Self::Uniform { replacement: true }),
+                "distinct" => Ok(Self::Uniform { replacement: false }),
+                "recent" => Ok(Self::Recent),
+                _ => refuse("sampler", name, "\"uniform\", \"distinct\" or \"recent\""),
+            },
+            Source::Frequency((sampler, role)) => match role.as_str() {
+                "world_model" => Ok(Self::Frequency(sampler, Role::WorldModel)),
+                "imagination" => Ok(Self::Frequency(sampler, Role::Imagination)),
+                _ => refuse("role", role, "\"world_model\" or \"imagination\""),
+            },
+            Source::Prioritized((sampler, replacement, beta)) => Ok(Self::Prioritized { sampler, replacement, beta }),
+        }
+    }
+
+    pub(crate) fn draw(&self, starts: &Starts<'_>, count: usize, rng: &mut ChaCha8Rng) -> Result<Drawn, Error> {
+        let slots = match self {
+            Self::Uniform { replacement } => draw_uniform(starts, count, *replacement, rng)?,
+            Self::Recent => draw_recent(starts, count)?,
+            Self::Frequency(sampler, role) => lock(&sampler.get().core).draw(starts, *role, count, rng)?,
+            Self::Prioritized { sampler, replacement, beta } => {
+                let mut core = lock(&sampler.get().core);
+                let (slots, weights) = core.draw(starts, count, *replacement, *beta, rng)?;
+                return Ok(Drawn { slots, weights });
+            }
+        };
+        let weights = vec![1.0; slots.len()];
+        Ok(Drawn { slots, weights })
+    }
+}
+
+impl Drawn {
+    /// Adds `indices` and `weights` to a batch.
+    pub(crate) fn put<'py>(self, py: Python<'py>, batch: Bound<'py, PyDict>) -> PyResult<Bound<'py, PyDict>> {
+        batch.set_item("weights", PyArray1::from_vec(py, self.weights))?;
+        batch.set_item("indices", PyArray1::from_iter(py, self.slots.into_iter().map(|slot| slot as i64)))?;
+        Ok(batch)
+    }
+}
+
+/// Position of the field that `argument` names.
+pub(crate) fn position(fields: &[Field], argument: &str, name: &str) -> PyResult<usize> {
+    fields.iter().position(|field| field.name() == name).ok_or_else(|| {
+        let known: Vec<_> = fields.iter().map(Field::name).collect();
+        PyValueError::new_err(format!("{argument}: unknown field {name:?}, expected {}", known.join(", ")))
+    })
+}
+
+/// Frames per field, 0 for those that are not stacked.
+pub(crate) fn stacks(fields: &[Field], given: Option<BTreeMap<String, i64>>, limit: usize) -> PyResult<Vec<usize>> {
+    let Some(given) = given else { return Ok(Vec::new()) };
+    let mut stacks = vec![0; fields.len()];
+    for (name, frames) in given {
+        let index = position(fields, "stack", &name)?;
+        stacks[index] = size(&format!("stack of field {name:?}"), frames)?;
+        if stacks[index] == 0 || stacks[index] > limit {
+            let message = format!("stack of field {name:?} must be from 1 to {limit} (the rows kept per environment)");
+            return Err(PyValueError::new_err(format!("{message}, got {frames}")));
+        }
+    }
+    Ok(stacks)
+}
+
+/// The field called `name` of a batch that holds `field`, with an axis of frames where it is stacked.
+pub(crate) fn output(field: &Field, name: &str, frames: usize) -> PyResult<Field> {
+    let frames = if frames == 0 { vec![] } else { vec![frames] };
+    Field::new(name, field.dtype(), [&frames, field.shape()].concat()).map_err(to_python)
+}
+
+/// One number per row of a batch.
+pub(crate) fn scalar(name: &str, dtype: &str) -> PyResult<Field> {
+    DType::from_name(dtype).and_then(|dtype| Field::new(name, dtype, Vec::new())).map_err(to_python)
+}
