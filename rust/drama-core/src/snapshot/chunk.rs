@@ -1,8 +1,8 @@
 //! One chunk file: some rows of every environment, all fields.
 
-use std::{fs, io::Read, ops::Range, path::Path};
+use std::{io::Read, ops::Range, path::Path};
 
-use super::{at, corrupt, manifest::ChunkEntry, write_file};
+use super::{at, corrupt, manifest::ChunkEntry, open, write_file};
 use crate::{error::Result, ring::Ring};
 
 const MAGIC: &[u8; 8] = b"DRAMACHK";
@@ -80,8 +80,7 @@ pub(super) fn read(ring: &mut Ring, index: usize, entry: &ChunkEntry, directory:
     let path = directory.join(name(index, entry.generation));
     let rows = row_count(ring, index);
     let expected = file_bytes(ring, rows);
-    let mut file = at(&path, fs::File::open(&path))?;
-    let found = at(&path, file.metadata())?.len();
+    let (mut file, found) = open(&path)?;
     if found != expected || entry.bytes != expected {
         return corrupt(&path, format!("has {found} bytes, expected {expected}"));
     }
@@ -114,11 +113,8 @@ pub(super) fn read(ring: &mut Ring, index: usize, entry: &ChunkEntry, directory:
 /// Whether the file has the size and the checksum of `entry`: another buffer may have saved to the directory since.
 pub(super) fn matches(path: &Path, entry: &ChunkEntry) -> bool {
     let mut header = [0; HEADER];
-    let found = fs::File::open(path).and_then(|mut file| {
-        file.read_exact(&mut header)?;
-        file.metadata()
-    });
-    found.is_ok_and(|metadata| metadata.len() == entry.bytes) && word(&header, 12) as u32 == entry.crc32
+    let size = open(path).ok().and_then(|(mut file, size)| file.read_exact(&mut header).ok().map(|()| size));
+    size == Some(entry.bytes) && word(&header, 12) as u32 == entry.crc32
 }
 
 /// The little-endian number at `offset`; its low half is a 32-bit number there.

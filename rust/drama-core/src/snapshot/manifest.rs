@@ -1,11 +1,11 @@
 //! `manifest.json`: what a save consists of.
 
-use std::{fs, path::Path};
+use std::{io::Read, path::Path};
 
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use serde_json::{Value, json};
 
-use super::{at, chunk::rows_per_chunk, corrupt};
+use super::{at, chunk::rows_per_chunk, corrupt, open};
 use crate::{
     error::{Error, Result},
     ring::Ring,
@@ -81,11 +81,12 @@ impl Manifest {
     }
 
     pub(super) fn read(path: &Path) -> Result<Self> {
-        let size = at(path, fs::metadata(path))?.len();
+        let (mut file, size) = open(path)?;
         if size > SIZE_LIMIT {
             return corrupt(path, format!("has {size} bytes, too many for a manifest"));
         }
-        let bytes = at(path, fs::read(path))?;
+        let mut bytes = Vec::new();
+        at(path, file.read_to_end(&mut bytes))?;
         let document: Value = match serde_json::from_slice(&bytes) {
             Ok(document) => document,
             Err(error) => return corrupt(path, format!("is not a manifest: {error}")),

@@ -39,6 +39,16 @@ fn corrupt<T>(path: &Path, reason: impl Into<String>) -> Result<T> {
     Err(Error::Corrupt { path: path.to_owned(), reason: reason.into() })
 }
 
+/// Opens a file to read, and refuses pipes and devices, which would never end. Also gives its size.
+fn open(path: &Path) -> Result<(fs::File, u64)> {
+    if !at(path, fs::metadata(path))?.is_file() {
+        return corrupt(path, "is not a regular file");
+    }
+    let file = at(path, fs::File::open(path))?;
+    let size = at(path, file.metadata())?.len();
+    Ok((file, size))
+}
+
 /// Writes `parts` to `directory/name` so that the file is there whole or not at all.
 fn write_file<'a>(directory: &Path, name: &str, parts: impl Iterator<Item = &'a [u8]>) -> Result<()> {
     use std::io::Write;
