@@ -271,7 +271,7 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
     def use(adds: int) -> None:
         for count in range(adds):
             buffer.add(**row)
-            if count % 50 == 0:
+            if count % 50 == 49:
                 for sampler in (Uniform(), frequency.world_model, frequency.imagination):
                     buffer.sample(16, 8, sampler=sampler)
             if count % 50_000 == 0:
