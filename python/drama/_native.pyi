@@ -9,7 +9,7 @@ __all__ = ["AtariStepper", "DynamicFrequency", "Prioritized", "Replay", "__versi
 
 __version__: str
 
-Source: TypeAlias = str | tuple[DynamicFrequency, str] | tuple[Prioritized, bool, float]
+_Source: TypeAlias = str | tuple[DynamicFrequency, str] | tuple[Prioritized, bool, float]
 
 @final
 class Replay:
@@ -23,7 +23,7 @@ class Replay:
         self,
         batch_size: int,
         length: int,
-        sampler: Source,
+        sampler: _Source,
         within_episode: bool = False,
         stack: dict[str, int] | None = None,
         out: dict[str, npt.NDArray[Any]] | None = None,
@@ -33,7 +33,7 @@ class Replay:
         batch_size: int,
         n_step: int,
         discount: float,
-        sampler: Source,
+        sampler: _Source,
         next_fields: Sequence[str],
         stack: dict[str, int] | None = None,
         out: dict[str, npt.NDArray[Any]] | None = None,

@@ -36,7 +36,7 @@ class NativeSampler:
     """A sampler of this package: its draws are made in Rust, of sequences and of transitions."""
 
     @property
-    def source(self) -> _native.Source:
+    def source(self) -> _native._Source:
         """What the native half knows the sampler by."""
         raise NotImplementedError
 
@@ -65,7 +65,7 @@ class Uniform(NativeSampler):
         self.replacement = replacement
 
     @property
-    def source(self) -> _native.Source:
+    def source(self) -> _native._Source:
         """What the native half knows the sampler by."""
         return "uniform" if self.replacement else "distinct"
 
@@ -77,7 +77,7 @@ class MostRecent(NativeSampler):
     """The newest starts, each once: the last of every environment, then the ones before, and so on."""
 
     @property
-    def source(self) -> _native.Source:
+    def source(self) -> _native._Source:
         """What the native half knows the sampler by."""
         return "recent"
 
@@ -107,7 +107,7 @@ class Prioritized(NativeSampler):
         self.native = _native.Prioritized(alpha)
 
     @property
-    def source(self) -> _native.Source:
+    def source(self) -> _native._Source:
         """What the native half knows the sampler by."""
         return (self.native, self.replacement, self.beta)
 
@@ -220,7 +220,7 @@ class _Role(NativeSampler):
         self.role = role
 
     @property
-    def source(self) -> _native.Source:
+    def source(self) -> _native._Source:
         return (self.frequency.native, self.role)
 
     def __repr__(self) -> str:
