@@ -223,6 +223,8 @@ fn manifests_with_a_right_checksum_and_wrong_numbers_are_refused() {
         ("fields", serde_json::json!([{"name": "x", "dtype": "int64", "shape": [u64::MAX, u64::MAX]}])),
         ("fields", serde_json::json!([{"name": "x", "dtype": "int64", "shape": [1_u64 << 40]}])),
         ("fields", serde_json::json!([{"name": "x", "dtype": "object", "shape": []}])),
+        ("finals", serde_json::json!({})),
+        ("finals", serde_json::json!(1)),
         ("rng", serde_json::json!({})),
     ] {
         let mut changed = document.clone();
