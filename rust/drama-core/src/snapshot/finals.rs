@@ -1,8 +1,8 @@
 //! The file of what was seen after the end of episodes.
 
-use std::{fs, path::Path};
+use std::{io::Read, path::Path};
 
-use super::{at, corrupt, manifest::ChunkEntry, write_file};
+use super::{at, corrupt, manifest::ChunkEntry, open, write_file};
 use crate::{error::Result, ring::Ring};
 
 const MAGIC: &[u8; 8] = b"DRAMAFIN";
@@ -32,7 +32,7 @@ pub(super) fn write(
         bytes.extend(value);
     }
     if let Some(entry) = kept
-        && fs::read(directory.join(name(entry.generation))).is_ok_and(|written| written == bytes)
+        && content(&entry, directory).is_ok_and(|written| written == bytes)
     {
         return Ok(kept);
     }
@@ -40,12 +40,21 @@ pub(super) fn write(
     Ok(Some(ChunkEntry { generation, crc32: crc32fast::hash(&bytes), bytes: bytes.len() as u64 }))
 }
 
+/// The bytes of the file, of the right size.
+fn content(entry: &ChunkEntry, directory: &Path) -> Result<Vec<u8>> {
+    let path = directory.join(name(entry.generation));
+    let (mut file, size) = open(&path)?;
+    if size != entry.bytes {
+        return corrupt(&path, format!("has {size} bytes, expected {}", entry.bytes));
+    }
+    let mut bytes = Vec::new();
+    at(&path, file.read_to_end(&mut bytes))?;
+    Ok(bytes)
+}
+
 pub(super) fn read(ring: &mut Ring, entry: &ChunkEntry, directory: &Path) -> Result<()> {
     let path = directory.join(name(entry.generation));
-    let bytes = at(&path, fs::read(&path))?;
-    if bytes.len() as u64 != entry.bytes {
-        return corrupt(&path, format!("has {} bytes, expected {}", bytes.len(), entry.bytes));
-    }
+    let bytes = content(entry, directory)?;
     if crc32fast::hash(&bytes) != entry.crc32 {
         return corrupt(&path, "is corrupted: the checksum does not match");
     }
