@@ -24,6 +24,10 @@ impl Finals {
         self.0[field].get(&slot).map(|bytes| &**bytes)
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.iter().all(BTreeMap::is_empty)
+    }
+
     /// All values in order, with field and slot.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, usize, &[u8])> {
         self.0

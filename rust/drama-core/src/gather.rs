@@ -30,7 +30,7 @@ pub fn gather(ring: &Ring, starts: &[usize], length: usize, outputs: Vec<&mut [u
 /// As `gather`, in the given layout: `[starts, length, frames, ...]` for a stacked field, and `[starts, length]` for
 /// the mask in the end.
 pub fn gather_sequences(ring: &Ring, starts: &[usize], layout: &Layout<'_>, outputs: Vec<&mut [u8]>) -> Result<()> {
-    check(ring, starts, layout)?;
+    let places = places(ring, starts, layout)?;
     let fields = ring.schema().fields().iter().enumerate();
     let mut sizes: Vec<_> = fields
         .map(|(index, field)| {
@@ -40,7 +40,7 @@ pub fn gather_sequences(ring: &Ring, starts: &[usize], layout: &Layout<'_>, outp
     if layout.within_episode {
         sizes.push(layout.length);
     }
-    in_parallel(starts, &sizes, outputs, |starts, outputs| copy(ring, starts, layout, outputs))
+    in_parallel(&places, &sizes, outputs, |places, outputs| copy(ring, places, layout, outputs))
 }
 
 /// Frames per row of a field.
@@ -50,11 +50,11 @@ pub(crate) fn frames(stacks: &[usize], field: usize) -> usize {
 
 /// Lets `copy` fill `outputs`, which have `sizes` bytes per start. Threads are made per call, so a process may fork at
 /// any time.
-pub(crate) fn in_parallel(
-    starts: &[usize],
+pub(crate) fn in_parallel<T: Sync>(
+    starts: &[T],
     sizes: &[usize],
     outputs: Vec<&mut [u8]>,
-    copy: impl Fn(&[usize], Vec<&mut [u8]>) + Sync,
+    copy: impl Fn(&[T], Vec<&mut [u8]>) + Sync,
 ) -> Result<()> {
     let expected = |size: &usize| starts.len().checked_mul(*size);
     let fits = |(size, output): (&usize, &&mut [u8])| expected(size) == Some(output.len());
@@ -97,7 +97,18 @@ pub(crate) fn in_parallel(
     })
 }
 
-fn check(ring: &Ring, starts: &[usize], layout: &Layout<'_>) -> Result<()> {
+/// A sequence in the ring.
+struct Place {
+    env: usize,
+    t: u64,
+    /// Where row `t` lies.
+    position: usize,
+    /// Rows that are not padding.
+    real: usize,
+}
+
+/// Finds the sequences, or says which start has none.
+fn places(ring: &Ring, starts: &[usize], layout: &Layout<'_>) -> Result<Vec<Place>> {
     let length = layout.length;
     if length == 0 || length > ring.rows_per_env() {
         return Error::value(format!(
@@ -106,35 +117,30 @@ fn check(ring: &Ring, starts: &[usize], layout: &Layout<'_>) -> Result<()> {
         ));
     }
     let before = layout.stacks.iter().copied().max().unwrap_or(0).saturating_sub(1);
-    for &slot in starts {
+    let place = |&slot: &usize| {
         if !ring.holds(slot) {
             return Err(Error::Index(format!("index {slot} holds no row ({} rows are stored)", ring.len())));
         }
-        let (env, row) = ring.row_of(slot);
-        let left = ring.totals()[env] - row;
+        let (env, t) = ring.row_of(slot);
+        let left = ring.totals()[env] - t;
         if !layout.within_episode && left < length as u64 {
             return Err(Error::Index(format!("index {slot} is followed by {left} rows, fewer than length {length}")));
         }
-        if before > 0 && ring.run_before(env, row, before).is_none() {
+        if before > 0 && ring.run_before(env, t, before).is_none() {
             return Err(Error::Index(format!("index {slot}: one of the {} frames to stack is gone", before + 1)));
         }
-    }
-    Ok(())
+        let real = if layout.within_episode { ring.run(env, t, length) } else { length };
+        Ok(Place { env, t, position: slot - env * ring.rows_per_env(), real })
+    };
+    starts.iter().map(place).collect()
 }
 
-fn copy(ring: &Ring, starts: &[usize], layout: &Layout<'_>, mut outputs: Vec<&mut [u8]>) {
+fn copy(ring: &Ring, places: &[Place], layout: &Layout<'_>, mut outputs: Vec<&mut [u8]>) {
     let length = layout.length;
-    let places: Vec<_> = starts
-        .iter()
-        .map(|&slot| {
-            let (env, t) = ring.row_of(slot);
-            (env, t, if layout.within_episode { ring.run(env, t, length) } else { length })
-        })
-        .collect();
     if layout.within_episode
         && let Some(mask) = outputs.pop()
     {
-        for (&(_, _, real), mask) in places.iter().zip(mask.chunks_exact_mut(length)) {
+        for (&Place { real, .. }, mask) in places.iter().zip(mask.chunks_exact_mut(length)) {
             mask[..real].fill(1);
             mask[real..].fill(0);
         }
@@ -142,11 +148,13 @@ fn copy(ring: &Ring, starts: &[usize], layout: &Layout<'_>, mut outputs: Vec<&mu
     for (index, output) in outputs.into_iter().enumerate() {
         let frames = frames(layout.stacks, index);
         let size = ring.schema().fields()[index].row_bytes() * frames;
-        for (&(env, t, real), target) in places.iter().zip(output.chunks_exact_mut(length * size)) {
+        for (&Place { env, t, position, real }, target) in places.iter().zip(output.chunks_exact_mut(length * size)) {
             let (target, padding) = target.split_at_mut(real * size);
-            padding.fill(0);
+            if real < length {
+                padding.fill(0);
+            }
             if frames == 1 {
-                copy_rows(ring, index, env, t, target);
+                copy_rows(ring, index, env, position, real, target);
             } else {
                 for (row, target) in (t..).zip(target.chunks_exact_mut(size)) {
                     copy_stack(ring, index, env, row, target);
@@ -156,11 +164,10 @@ fn copy(ring: &Ring, starts: &[usize], layout: &Layout<'_>, mut outputs: Vec<&mu
     }
 }
 
-/// Fills `target` with the rows of a field from `t` on.
-fn copy_rows(ring: &Ring, field: usize, env: usize, t: u64, target: &mut [u8]) {
+/// Fills `target` with `count` rows of a field from `position` on.
+fn copy_rows(ring: &Ring, field: usize, env: usize, position: usize, count: usize, target: &mut [u8]) {
     let size = ring.schema().fields()[field].row_bytes();
-    let (rows, count) = (ring.rows_per_env(), target.len() / size);
-    let position = (t % rows as u64) as usize;
+    let rows = ring.rows_per_env();
     let before_wrap = count.min(rows - position);
     let (head, tail) = target.split_at_mut(before_wrap * size);
     head.copy_from_slice(ring.rows(field, env, position..position + before_wrap));
@@ -173,7 +180,7 @@ pub(crate) fn copy_stack(ring: &Ring, field: usize, env: usize, t: u64, target: 
     let frames = target.len() / size;
     let before = ring.run_before(env, t, frames - 1).unwrap_or(0);
     let (lacking, own) = target.split_at_mut((frames - 1 - before) * size);
-    copy_rows(ring, field, env, t - before as u64, own);
+    copy_rows(ring, field, env, ring.position(env, t - before as u64), before + 1, own);
     for frame in lacking.chunks_exact_mut(size) {
         frame.copy_from_slice(&own[..size]);
     }

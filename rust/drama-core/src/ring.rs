@@ -64,6 +64,8 @@ pub struct Ring {
     num_envs: usize,
     rows_per_env: usize,
     totals: Vec<u64>,
+    /// `totals` modulo `rows_per_env`: divisions take a good part of a draw.
+    heads: Vec<usize>,
     finals: Finals,
 }
 
@@ -95,7 +97,8 @@ impl Ring {
             }
         }
         let finals = Finals::new(schema.fields().len());
-        Ok(Self { schema, columns, capacity, num_envs, rows_per_env, totals: vec![0; num_envs], finals })
+        let (totals, heads) = (vec![0; num_envs], vec![0; num_envs]);
+        Ok(Self { schema, columns, capacity, num_envs, rows_per_env, totals, heads, finals })
     }
 
     /// The fields of a row.
@@ -160,15 +163,27 @@ impl Ring {
 
     /// Slot of row `t` of environment `env`.
     pub fn slot(&self, env: usize, t: u64) -> usize {
-        env * self.rows_per_env + (t % self.rows_per_env as u64) as usize
+        env * self.rows_per_env + self.position(env, t)
+    }
+
+    /// Place of row `t` among those of `env`.
+    pub(crate) fn position(&self, env: usize, t: u64) -> usize {
+        let (rows, head) = (self.rows_per_env, self.heads[env]);
+        match self.totals[env].checked_sub(t).map(|age| age as usize) {
+            Some(age) if age <= head => head - age,
+            Some(age) if age <= rows => head + rows - age,
+            _ => (t % rows as u64) as usize,
+        }
     }
 
     /// Environment and row counter of what `slot` holds now.
     pub fn row_of(&self, slot: usize) -> (usize, u64) {
-        let rows = self.rows_per_env as u64;
-        let (env, position) = (slot / self.rows_per_env, slot % self.rows_per_env);
-        let base = self.held(env).start;
-        (env, base + (position as u64 + rows - base % rows) % rows)
+        let env = slot / self.rows_per_env;
+        let (position, head) = (slot - env * self.rows_per_env, self.heads[env]);
+        let age = if position < head { head - position } else { head + self.rows_per_env - position };
+        // Where nothing was ever written, the row is one that is still to come.
+        let t = self.totals[env].checked_sub(age as u64);
+        (env, t.unwrap_or(position as u64))
     }
 
     /// Whether `slot` exists and holds a row.
@@ -280,6 +295,7 @@ impl Ring {
         }
         self.columns[self.schema.is_first()][slot] |= u8::from(after_end);
         self.totals[env] += 1;
+        self.heads[env] = if self.heads[env] + 1 == self.rows_per_env { 0 } else { self.heads[env] + 1 };
     }
 
     fn check_envs(&self, envs: &[usize]) -> Result<()> {
@@ -339,5 +355,6 @@ impl Ring {
     /// Declares how many rows of each environment were restored by `rows_mut`.
     pub(crate) fn set_totals(&mut self, totals: &[u64]) {
         self.totals.copy_from_slice(totals);
+        self.heads = totals.iter().map(|total| (total % self.rows_per_env as u64) as usize).collect();
     }
 }

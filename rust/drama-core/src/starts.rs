@@ -24,6 +24,8 @@ pub struct Starts<'r> {
     ranges: Vec<Range<u64>>,
     /// Sizes of the ranges, summed up.
     sums: Vec<usize>,
+    /// Size of each range where they are alike, which saves a search per draw.
+    even: Option<u32>,
 }
 
 impl<'r> Starts<'r> {
@@ -62,8 +64,10 @@ impl<'r> Starts<'r> {
             sum += (range.end - range.start) as usize;
             sum
         };
-        let sums = ranges.iter().map(running).collect();
-        Self { ring, kind, frames: 1, ranges, sums }
+        let sums: Vec<_> = ranges.iter().map(running).collect();
+        let size = sums[0];
+        let even = sums.iter().zip(1..).all(|(&sum, envs)| sum == envs * size);
+        Self { ring, kind, frames: 1, ranges, sums, even: even.then_some(size as u32) }
     }
 
     /// Leaves out the starts of whose last `frames` frames one was overwritten.
@@ -89,7 +93,10 @@ impl<'r> Starts<'r> {
 
     /// Slot of the start with this number below `bound`.
     pub(crate) fn slot(&self, number: usize) -> usize {
-        let env = self.sums.partition_point(|&sum| sum <= number);
+        let env = match self.even {
+            Some(size) => (number as u32 / size) as usize,
+            None => self.sums.partition_point(|&sum| sum <= number),
+        };
         let before = if env == 0 { 0 } else { self.sums[env - 1] };
         self.ring.slot(env, self.ranges[env].start + (number - before) as u64)
     }

@@ -146,7 +146,7 @@ fn sum(ring: &Ring, field: usize, env: usize, rows: std::ops::RangeInclusive<u64
     for (at, target) in target.chunks_exact_mut(width).enumerate() {
         let (mut total, mut factor) = (0.0, 1.0);
         for t in rows.clone() {
-            let position = (t % ring.rows_per_env() as u64) as usize;
+            let position = ring.position(env, t);
             let row = ring.rows(field, env, position..position + 1);
             total += factor * number(dtype, &row[at * dtype.itemsize()..][..dtype.itemsize()]);
             factor *= discount;
@@ -160,6 +160,7 @@ fn sum(ring: &Ring, field: usize, env: usize, rows: std::ops::RangeInclusive<u64
 }
 
 /// One element as a number; every type but float16, which `reward` refuses.
+#[allow(clippy::cast_lossless)] // One macro for every width.
 fn number(dtype: DType, bytes: &[u8]) -> f64 {
     macro_rules! read {
         ($type:ty) => {

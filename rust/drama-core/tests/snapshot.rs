@@ -10,7 +10,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use common::{add_plain, ring, sequence};
+use common::{add, add_plain, ring, sequence};
 use drama_core::{DType, Error, Field, Ring, Schema, Starts, draw_uniform, load, save, seeded};
 
 /// A directory of its own, removed in the end.
@@ -171,8 +171,10 @@ fn an_unfinished_save_leaves_the_last_one() {
 fn every_damage_is_refused_and_the_file_named() {
     let directory = Directory::new();
     let mut ring = ring(12, 2);
-    add_plain(&mut ring, 4);
+    add(&mut ring, &[vec![(false, true), (true, false)]]);
+    ring.set_final(&[0, 1], &[Some(&[7; 32]), None, None, None]).unwrap();
     save(&ring, &seeded(0), None, &directory.0).unwrap();
+    assert_eq!(files(&directory.0).len(), 3);
     for (name, bytes) in files(&directory.0) {
         let path = directory.0.join(&name);
         let refused = |damaged: &[u8], what: &str| {
@@ -223,6 +225,8 @@ fn manifests_with_a_right_checksum_and_wrong_numbers_are_refused() {
         ("fields", serde_json::json!([{"name": "x", "dtype": "int64", "shape": [u64::MAX, u64::MAX]}])),
         ("fields", serde_json::json!([{"name": "x", "dtype": "int64", "shape": [1_u64 << 40]}])),
         ("fields", serde_json::json!([{"name": "x", "dtype": "object", "shape": []}])),
+        ("finals", serde_json::json!({})),
+        ("finals", serde_json::json!(1)),
         ("rng", serde_json::json!({})),
     ] {
         let mut changed = document.clone();

@@ -47,7 +47,7 @@ static SAVED: LazyLock<(Ring, [Vec<u8>; 2])> = LazyLock::new(|| {
     let mut ring = Ring::new(Schema::new(vec![field]).unwrap(), 10, 2).unwrap();
     let x: Vec<u8> = (0..7 * 2 * 6).collect();
     let ends: Vec<u8> = (0..14).map(|row| u8::from(row % 5 == 4)).collect();
-    ring.add(7, &[Some(&x), Some(&ends), Some(&[0; 14]), None]).unwrap();
+    ring.add(7, None, &[Some(&x), Some(&ends), Some(&[0; 14]), None]).unwrap();
     let directory = std::env::temp_dir().join(format!("drama-fuzz-sound-{}", std::process::id()));
     save(&ring, &seeded(0), None, &directory).unwrap();
     let files = [MANIFEST, CHUNK].map(|name| fs::read(directory.join(name)).unwrap());
@@ -99,16 +99,15 @@ fn sign(directory: &Path, is_chunk: bool, changed: &[u8]) -> bool {
     true
 }
 
-/// All that a ring holds, one sequence per environment.
+/// All that a ring holds, by environment and field.
 fn rows(ring: &Ring) -> Vec<Vec<u8>> {
-    let length = ring.filled();
-    if length == 0 {
-        return Vec::new();
+    let mut columns = Vec::new();
+    for env in (0..ring.num_envs()).filter(|&env| ring.filled(env) > 0) {
+        let (start, length) = (ring.slot(env, ring.held(env).start), ring.filled(env));
+        let fields = ring.schema().fields();
+        let mut own: Vec<Vec<u8>> = fields.iter().map(|field| vec![0; length * field.row_bytes()]).collect();
+        gather(ring, &[start], length, own.iter_mut().map(|column| &mut column[..]).collect()).unwrap();
+        columns.append(&mut own);
     }
-    let starts: Vec<usize> = (0..ring.num_envs()).map(|env| ring.slot(env, ring.held().start)).collect();
-    let fields = ring.schema().fields();
-    let mut columns: Vec<Vec<u8>> =
-        fields.iter().map(|field| vec![0; starts.len() * length * field.row_bytes()]).collect();
-    gather(ring, &starts, length, columns.iter_mut().map(|column| &mut column[..]).collect()).unwrap();
     columns
 }

@@ -20,7 +20,7 @@ const SIZE_LIMIT: u64 = 256 << 20;
 /// More rows than can ever be added; keeps row counters clear of overflow.
 const TOTAL_LIMIT: u64 = 1 << 62;
 
-/// One chunk file of a save.
+/// One file of a save.
 #[derive(Clone, Copy)]
 pub(super) struct ChunkEntry {
     pub(super) generation: u64,
@@ -38,10 +38,11 @@ pub(super) struct Manifest {
     word_pos: u128,
     pub(super) rows_per_chunk: usize,
     pub(super) chunks: Vec<ChunkEntry>,
+    pub(super) finals: Option<ChunkEntry>,
 }
 
 impl Manifest {
-    pub(super) fn of(ring: &Ring, rng: &ChaCha8Rng, chunks: &[ChunkEntry]) -> Self {
+    pub(super) fn of(ring: &Ring, rng: &ChaCha8Rng, chunks: &[ChunkEntry], finals: Option<ChunkEntry>) -> Self {
         Self {
             schema: ring.schema().clone(),
             capacity: ring.capacity(),
@@ -52,6 +53,7 @@ impl Manifest {
             word_pos: rng.get_word_pos(),
             rows_per_chunk: rows_per_chunk(ring),
             chunks: chunks.to_vec(),
+            finals,
         }
     }
 
@@ -62,11 +64,9 @@ impl Manifest {
             .iter()
             .map(|field| json!({"name": field.name(), "dtype": field.dtype().name(), "shape": field.shape()}))
             .collect();
-        let chunks: Vec<Value> = self
-            .chunks
-            .iter()
-            .map(|chunk| json!({"generation": chunk.generation, "crc32": chunk.crc32, "bytes": chunk.bytes}))
-            .collect();
+        let entry =
+            |file: &ChunkEntry| json!({"generation": file.generation, "crc32": file.crc32, "bytes": file.bytes});
+        let chunks: Vec<Value> = self.chunks.iter().map(entry).collect();
         let body = json!({
             "fields": fields,
             "capacity": self.capacity,
@@ -75,6 +75,7 @@ impl Manifest {
             "rng": {"seed": self.seed, "stream": self.stream, "word_pos": self.word_pos.to_string()},
             "rows_per_chunk": self.rows_per_chunk,
             "chunks": chunks,
+            "finals": self.finals.as_ref().map(entry),
         });
         let crc32 = crc32fast::hash(body.to_string().as_bytes());
         json!({"format": FORMAT, "version": VERSION, "crc32": crc32, "body": body}).to_string()
@@ -150,6 +151,7 @@ impl Manifest {
             word_pos: rng["word_pos"].as_str()?.parse().ok()?,
             rows_per_chunk: size(&body["rows_per_chunk"])?,
             chunks: body["chunks"].as_array()?.iter().map(chunk).collect::<Option<_>>()?,
+            finals: if body["finals"].is_null() { None } else { Some(chunk(&body["finals"])?) },
         }))
     }
 

@@ -1,10 +1,11 @@
 //! Saving a buffer to a directory and loading it.
 //!
-//! A save is `manifest.json` and the chunk files it names. Only chunks that changed since the last save are written.
+//! A save is `manifest.json`, the chunk files it names and one for what follows truncated episodes. Only chunks that changed since the last save are written.
 //! No file that the manifest in place refers to is ever written over, and the manifest is replaced last, so a save
 //! that is cut off leaves the one before.
 
 mod chunk;
+mod finals;
 mod manifest;
 
 use std::{
@@ -28,6 +29,7 @@ pub struct Saved {
     directory: PathBuf,
     totals: Vec<u64>,
     chunks: Vec<ChunkEntry>,
+    finals: Option<ChunkEntry>,
 }
 
 /// Attaches the path to an error of the operating system.
@@ -85,12 +87,14 @@ pub fn save(ring: &Ring, rng: &ChaCha8Rng, saved: Option<&Saved>, directory: &Pa
             None => chunk::write(ring, index, generation, &directory)?,
         });
     }
+    let kept = saved.filter(|saved| saved.directory == directory).and_then(|saved| saved.finals);
+    let finals = finals::write(ring, kept, generation, &directory)?;
     sync_directory(&directory)?;
-    let text = Manifest::of(ring, rng, &chunks).to_text();
+    let text = Manifest::of(ring, rng, &chunks, finals).to_text();
     write_file(&directory, manifest::NAME, std::iter::once(text.as_bytes()))?;
     sync_directory(&directory)?;
-    remove_others(&directory, &chunks);
-    Ok(Saved { directory, totals: ring.totals().to_vec(), chunks })
+    remove_others(&directory, &chunks, finals);
+    Ok(Saved { directory, totals: ring.totals().to_vec(), chunks, finals })
 }
 
 impl Saved {
@@ -134,7 +138,8 @@ fn next_generation(directory: &Path) -> Result<u64> {
     let mut highest = 0;
     for entry in at(directory, fs::read_dir(directory))? {
         let name = at(directory, entry)?.file_name();
-        if let Some((_, generation)) = name.to_str().and_then(chunk::parse_name) {
+        let Some(name) = name.to_str() else { continue };
+        if let Some(generation) = chunk::parse_name(name).map(|(_, number)| number).or(finals::parse_name(name)) {
             highest = highest.max(generation);
         }
     }
@@ -142,14 +147,19 @@ fn next_generation(directory: &Path) -> Result<u64> {
 }
 
 /// Removes what no manifest refers to. What cannot be removed does no harm and is tried again at the next save.
-fn remove_others(directory: &Path, chunks: &[ChunkEntry]) {
+fn remove_others(directory: &Path, chunks: &[ChunkEntry], finals: Option<ChunkEntry>) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
         let (name, unfinished) = name.strip_suffix(".tmp").map_or((name, false), |name| (name, true));
-        let Some((index, generation)) = chunk::parse_name(name) else { continue };
-        let stale = unfinished || chunks.get(index).is_none_or(|chunk| chunk.generation != generation);
-        if stale {
+        let (current, generation) = if let Some((index, generation)) = chunk::parse_name(name) {
+            (chunks.get(index).copied(), generation)
+        } else if let Some(generation) = finals::parse_name(name) {
+            (finals, generation)
+        } else {
+            continue;
+        };
+        if unfinished || current.is_none_or(|entry| entry.generation != generation) {
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -167,7 +177,11 @@ pub fn load(directory: &Path) -> Result<(Ring, ChaCha8Rng, Saved)> {
     for (index, entry) in manifest.chunks.iter().enumerate() {
         chunk::read(&mut ring, index, entry, &directory)?;
     }
+    if let Some(entry) = &manifest.finals {
+        finals::read(&mut ring, entry, &directory)?;
+    }
     let rng = manifest.rng();
-    let saved = Saved { directory, totals: ring.totals().to_vec(), chunks: manifest.chunks };
+    let (totals, finals) = (ring.totals().to_vec(), manifest.finals);
+    let saved = Saved { directory, totals, chunks: manifest.chunks, finals };
     Ok((ring, rng, saved))
 }
