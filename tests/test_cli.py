@@ -174,13 +174,13 @@ def test_eval_and_dream_of_a_finished_run(drama: Run, pong_run: Path, tmp_path: 
     assert len(result["episodes"]) == 3
     assert {e["env"] for e in result["episodes"]} == {0, 1}
     assert result["mean"] == pytest.approx(sum(e["return"] for e in result["episodes"]) / 3)
-    for name in ("dream.gif", "dream.mp4"):
+    for name in ("dream.gif", "dream.mp4", "dream.png"):
         code, _, err = drama("dream", run, "--out", tmp_path / name, "--steps", "20")
         assert code == 0, err
         assert (tmp_path / name).stat().st_size > 1000
-    code, _, err = drama("dream", run, "--out", tmp_path / "dream.png")
+    code, _, err = drama("dream", run, "--out", tmp_path / "dream.txt")
     assert code == 2
-    assert "dream.png" in err
+    assert "dream.txt" in err
 
 
 @pytest.mark.parametrize("name", PRESETS)

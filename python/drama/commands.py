@@ -19,10 +19,11 @@ import tyro
 from drama import __version__
 from drama.config import Config, preset
 from drama.device import resolve_device, resolve_precision
+from drama.dream import dream_strip
 from drama.envs import game_names, make_env
 from drama.evaluation import dream_run, evaluate_run
 from drama.learner import Learner
-from drama.metrics import encode_video
+from drama.metrics import encode_picture, encode_video
 from drama.progress import ProgressDisplay
 from drama.trainer import Trainer, make_replay
 
@@ -76,7 +77,7 @@ class DreamArgs:
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
     out: Path | None = None
-    """The file to write, .gif or .mp4; by default dream.gif in the run's folder."""
+    """The file to write, .gif, .mp4 or .png (eight moments); by default dream.gif in the run's folder."""
     steps: int = 64
     """Frames of the video."""
     context: int = 8
@@ -253,10 +254,10 @@ def _print_evaluation(result: dict[str, Any]) -> None:
 
 def _write_dream(args: DreamArgs) -> None:
     out = args.out or args.run / "dream.gif"
-    if out.suffix not in (".gif", ".mp4"):
-        raise ValueError(f"out: {out} must end in .gif or .mp4")
+    if out.suffix not in (".gif", ".mp4", ".png"):
+        raise ValueError(f"out: {out} must end in .gif, .mp4 or .png")
     video = dream_run(
         args.run, steps=args.steps, context=args.context, skip=args.skip, seed=args.seed, device=args.device
     )
-    out.write_bytes(encode_video(video, out.suffix))
+    out.write_bytes(encode_picture(dream_strip(video)) if out.suffix == ".png" else encode_video(video, out.suffix))
     print(f"dream: {out}")

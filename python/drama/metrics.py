@@ -66,6 +66,12 @@ def _step(line: str) -> float:
         return math.inf
 
 
+def encode_picture(picture: NDArray[np.uint8]) -> bytes:
+    """Encode `[H, W, 3]` as PNG."""
+    data: bytes = iio.imwrite("<bytes>", picture, extension=".png")
+    return data
+
+
 def encode_video(frames: NDArray[np.uint8], extension: str, fps: int = 15) -> bytes:
     """Encode `[T, H, W, 1 or 3]` frames as `.gif` or `.mp4`."""
     if frames.shape[-1] == 1:
