@@ -205,11 +205,12 @@ def test_state_comes_back_and_bad_state_is_refused() -> None:
             np.testing.assert_array_equal(one[name], two[name])
     with pytest.raises(KeyError, match="largest"):
         other.load_state_dict({name: value for name, value in saved.items() if name != "largest"})
-    for change, message in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"seen": np.zeros(5)}, "24 priorities cannot be shared by 5 environments"),
         ({"largest": np.nan}, "largest must be finite and not negative, got NaN"),
         ({"priorities": np.full(24, -1.0)}, r"priorities\[0\] is -1"),
-    ]:
+    ]
+    for change, message in cases:
         with pytest.raises(ValueError, match=message):
             other.load_state_dict(saved | change)
     np.testing.assert_array_equal(other.priorities(same), sampler.priorities(buffer))

@@ -240,6 +240,23 @@ def test_finals_are_saved_and_dropped_with_their_row(tmp_path: Path) -> None:
     ReplayBuffer.load(tmp_path)
 
 
+def test_environments_with_different_numbers_of_rows_are_saved(tmp_path: Path) -> None:
+    model, random = Model(90, 3), np.random.default_rng(2)
+    for _ in range(5):
+        for env, rows in enumerate((0, 12, 3)):
+            for _ in range(rows):
+                model.add([env], [random.choice(["", "", "final"])])
+        buffer = model.buffer
+        buffer.save(tmp_path)
+        loaded = ReplayBuffer.load(tmp_path)
+        np.testing.assert_array_equal(loaded.totals, buffer.totals)
+        assert len(loaded) == len(buffer)
+        for sampler in (Uniform(), MostRecent()):
+            first, second = (each.sample(6, 3, sampler, stack={"obs": 2}) for each in (buffer, loaded))
+            for name in first:
+                np.testing.assert_array_equal(first[name], second[name])
+
+
 def test_outputs_are_used_again() -> None:
     model = filled()
     buffer = model.buffer
@@ -279,11 +296,12 @@ def test_bad_transitions_are_refused(arguments: dict[str, Any], message: str) ->
 
 def test_buffers_without_transitions_say_why() -> None:
     no = np.zeros(1, bool)
-    for fields, message in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({}, 'transitions need a field "reward"'),
         ({"reward": ((), np.float16)}, 'field "reward" has dtype float16'),
         ({"reward": ((), np.float32), "steps": ((), bool)}, 'the batch would have two entries "steps"'),
-    ]:
+    ]
+    for fields, message in cases:
         with pytest.raises(ValueError, match=message):
             ReplayBuffer(4, fields).sample_transitions(1, next_fields=())
     buffer = ReplayBuffer(4, {"reward": ((), np.float32)})

@@ -82,8 +82,11 @@ pub fn gather_transitions(ring: &Ring, starts: &[usize], steps: &Steps<'_>, outp
     sizes[reward] = elements * reward_dtype.itemsize();
     sizes.extend(steps.next.iter().map(|&index| size(index)).chain([size_of::<f32>(), size_of::<i64>()]));
     for &slot in starts {
-        let (env, t) = ring.row_of(slot);
-        if !known(ring, env, t, steps.steps, steps.next) {
+        let is_start = ring.holds(slot) && {
+            let (env, t) = ring.row_of(slot);
+            known(ring, env, t, steps.steps, steps.next)
+        };
+        if !is_start {
             return Err(Error::Index(format!("index {slot} starts no transition of {} steps", steps.steps)));
         }
     }

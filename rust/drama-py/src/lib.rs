@@ -2,6 +2,7 @@
 
 mod arrays;
 mod atari;
+mod batch;
 mod dfs;
 mod error;
 mod prioritized;

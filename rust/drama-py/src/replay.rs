@@ -7,8 +7,8 @@ use std::{
 };
 
 use drama_core::{
-    ChaCha8Rng, DType, Field, Layout, Ring, Saved, Schema, Starts, Steps, gather_sequences, gather_transitions, load,
-    reward, save, seeded,
+    ChaCha8Rng, Field, Layout, Ring, Saved, Schema, Starts, Steps, gather_sequences, gather_transitions, load, save,
+    seeded,
 };
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::{
@@ -19,8 +19,9 @@ use pyo3::{
 
 use crate::{
     arrays::{self, Outputs, bytes, columns, size},
+    batch::{declared, position, sequence_outputs, stacks, transition_outputs},
     error::{lock, to_python},
-    sampling::{Sampler, Source, output, position, scalar, stacks},
+    sampling::{Sampler, Source},
 };
 
 /// Replay storage of per-environment streams. Safe to use from several threads.
@@ -71,35 +72,6 @@ impl Replay {
         let slices: Vec<_> = arrays.iter().map(|array| array.as_ref().map(bytes)).collect();
         py.detach(|| self.write().add(rows, envs, &slices)).map_err(to_python)
     }
-
-    /// The fields of a batch before what is common to all.
-    fn outputs(&self, stacks: &[usize]) -> PyResult<Vec<Field>> {
-        let frames = stacks.iter().copied().chain(std::iter::repeat(0));
-        self.fields.iter().zip(frames).map(|(field, frames)| output(field, field.name(), frames)).collect()
-    }
-
-    fn sequence_outputs(&self, layout: &Layout<'_>) -> PyResult<Vec<Field>> {
-        let mut fields = self.outputs(layout.stacks)?;
-        if layout.within_episode {
-            fields.push(scalar("mask", "bool")?);
-        }
-        Ok(fields)
-    }
-
-    fn transition_outputs(&self, steps: &Steps<'_>) -> PyResult<Vec<Field>> {
-        let mut fields = self.outputs(steps.stacks)?;
-        let (reward, dtype) = reward(&self.fields).map_err(to_python)?;
-        if steps.stacks.get(reward).is_some_and(|&frames| frames > 0) {
-            return Err(PyValueError::new_err("stack: rewards are summed up, not stacked"));
-        }
-        fields[reward] = Field::new("reward", dtype, self.fields[reward].shape().to_vec()).map_err(to_python)?;
-        for &index in steps.next {
-            let (field, frames) = (&self.fields[index], steps.stacks.get(index).copied().unwrap_or(0));
-            fields.push(output(field, &format!("next_{}", field.name()), frames)?);
-        }
-        fields.extend([scalar("discount", "float32")?, scalar("steps", "int64")?]);
-        Ok(fields)
-    }
 }
 
 #[pymethods]
@@ -107,14 +79,7 @@ impl Replay {
     #[new]
     #[pyo3(signature = (capacity, fields, num_envs, seed))]
     fn new(capacity: i64, fields: Vec<(String, String, Vec<i64>)>, num_envs: i64, seed: u64) -> PyResult<Self> {
-        let field = |(name, dtype, shape): (String, String, Vec<i64>)| {
-            let shape = shape.into_iter().map(|side| size(&format!("field {name:?}: every side"), side));
-            let shape = shape.collect::<PyResult<Vec<_>>>()?;
-            let dtype =
-                DType::from_name(&dtype).map_err(|error| PyValueError::new_err(format!("field {name:?}: {error}")))?;
-            Field::new(&name, dtype, shape).map_err(to_python)
-        };
-        let fields = fields.into_iter().map(field).collect::<PyResult<Vec<_>>>()?;
+        let fields = fields.into_iter().map(declared).collect::<PyResult<Vec<_>>>()?;
         let schema = Schema::new(fields).map_err(to_python)?;
         let ring = Ring::new(schema, size("capacity", capacity)?, size("num_envs", num_envs)?).map_err(to_python)?;
         Ok(Self::from_parts(ring, seeded(seed), None))
@@ -157,7 +122,7 @@ impl Replay {
         let (count, length) = (size("batch_size", batch_size)?, size("length", length)?);
         let (sampler, stacks) = (Sampler::new(sampler)?, stacks(&self.fields, stack, self.rows_per_env)?);
         let layout = Layout { length, within_episode, stacks: &stacks };
-        let fields = self.sequence_outputs(&layout)?;
+        let fields = sequence_outputs(&self.fields, &layout)?;
         let mut outputs = Outputs::new(py, &fields, &[count, length], out)?;
         let targets = outputs.bytes();
         // Under one lock, so that no row added meanwhile moves the starts.
@@ -194,7 +159,7 @@ impl Replay {
         let next = next_fields.iter().map(|name| position(&self.fields, "next_fields", name));
         let next = next.collect::<PyResult<Vec<_>>>()?;
         let steps = Steps { steps: n_step, discount, stacks: &stacks, next: &next };
-        let fields = self.transition_outputs(&steps)?;
+        let fields = transition_outputs(&self.fields, &steps)?;
         let mut outputs = Outputs::new(py, &fields, &[count], out)?;
         let targets = outputs.bytes();
         let drawn = py.detach(|| {
@@ -226,7 +191,7 @@ impl Replay {
         let starts = indices.as_array().iter().map(slot).collect::<PyResult<Vec<_>>>()?;
         let stacks = stacks(&self.fields, stack, self.rows_per_env)?;
         let layout = Layout { length, within_episode, stacks: &stacks };
-        let fields = self.sequence_outputs(&layout)?;
+        let fields = sequence_outputs(&self.fields, &layout)?;
         let mut outputs = Outputs::new(py, &fields, &[starts.len(), length], out)?;
         let targets = outputs.bytes();
         py.detach(|| gather_sequences(&self.read(), &starts, &layout, targets)).map_err(to_python)?;

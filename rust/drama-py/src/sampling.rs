@@ -1,17 +1,10 @@
 //! What the arguments of a draw mean, and the draw itself.
 
-use std::collections::BTreeMap;
-
-use drama_core::{ChaCha8Rng, DType, Error, Field, Role, Starts, draw_recent, draw_uniform};
+use drama_core::{ChaCha8Rng, Error, Role, Starts, draw_recent, draw_uniform};
 use numpy::PyArray1;
 use pyo3::{exceptions::PyValueError, prelude::*, types::PyDict};
 
-use crate::{
-    arrays::size,
-    dfs::DynamicFrequency,
-    error::{lock, to_python},
-    prioritized::Prioritized,
-};
+use crate::{dfs::DynamicFrequency, error::lock, prioritized::Prioritized};
 
 /// A sampler as Python names it.
 #[derive(FromPyObject)]
@@ -80,38 +73,4 @@ impl Drawn {
         batch.set_item("indices", PyArray1::from_iter(py, self.slots.into_iter().map(|slot| slot as i64)))?;
         Ok(batch)
     }
-}
-
-/// Position of the field that `argument` names.
-pub(crate) fn position(fields: &[Field], argument: &str, name: &str) -> PyResult<usize> {
-    fields.iter().position(|field| field.name() == name).ok_or_else(|| {
-        let known: Vec<_> = fields.iter().map(Field::name).collect();
-        PyValueError::new_err(format!("{argument}: unknown field {name:?}, expected {}", known.join(", ")))
-    })
-}
-
-/// Frames per field, 0 for those that are not stacked.
-pub(crate) fn stacks(fields: &[Field], given: Option<BTreeMap<String, i64>>, limit: usize) -> PyResult<Vec<usize>> {
-    let Some(given) = given else { return Ok(Vec::new()) };
-    let mut stacks = vec![0; fields.len()];
-    for (name, frames) in given {
-        let index = position(fields, "stack", &name)?;
-        stacks[index] = size(&format!("stack of field {name:?}"), frames)?;
-        if stacks[index] == 0 || stacks[index] > limit {
-            let message = format!("stack of field {name:?} must be from 1 to {limit} (the rows kept per environment)");
-            return Err(PyValueError::new_err(format!("{message}, got {frames}")));
-        }
-    }
-    Ok(stacks)
-}
-
-/// The field called `name` of a batch that holds `field`, with an axis of frames where it is stacked.
-pub(crate) fn output(field: &Field, name: &str, frames: usize) -> PyResult<Field> {
-    let frames = if frames == 0 { vec![] } else { vec![frames] };
-    Field::new(name, field.dtype(), [&frames, field.shape()].concat()).map_err(to_python)
-}
-
-/// One number per row of a batch.
-pub(crate) fn scalar(name: &str, dtype: &str) -> PyResult<Field> {
-    DType::from_name(dtype).and_then(|dtype| Field::new(name, dtype, Vec::new())).map_err(to_python)
 }
