@@ -7,8 +7,8 @@ use std::{
 };
 
 use drama_core::{
-    ChaCha8Rng, DType, Field, Layout, Ring, Saved, Schema, Starts, Steps, gather_sequences, gather_transitions, load,
-    reward, save, seeded,
+    ChaCha8Rng, DType, Field, Layout, Ring, Saved, Schema, Starts, Steps, gather_sequences, gather_transitions,
+    load_stored, reward, save, seeded,
 };
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::{
@@ -105,8 +105,15 @@ impl Replay {
 #[pymethods]
 impl Replay {
     #[new]
-    #[pyo3(signature = (capacity, fields, num_envs, seed))]
-    fn new(capacity: i64, fields: Vec<(String, String, Vec<i64>)>, num_envs: i64, seed: u64) -> PyResult<Self> {
+    #[pyo3(signature = (capacity, fields, num_envs, seed, storage=None))]
+    fn new(
+        py: Python<'_>,
+        capacity: i64,
+        fields: Vec<(String, String, Vec<i64>)>,
+        num_envs: i64,
+        seed: u64,
+        storage: Option<PathBuf>,
+    ) -> PyResult<Self> {
         let field = |(name, dtype, shape): (String, String, Vec<i64>)| {
             let shape = shape.into_iter().map(|side| size(&format!("field {name:?}: every side"), side));
             let shape = shape.collect::<PyResult<Vec<_>>>()?;
@@ -116,7 +123,8 @@ impl Replay {
         };
         let fields = fields.into_iter().map(field).collect::<PyResult<Vec<_>>>()?;
         let schema = Schema::new(fields).map_err(to_python)?;
-        let ring = Ring::new(schema, size("capacity", capacity)?, size("num_envs", num_envs)?).map_err(to_python)?;
+        let (capacity, num_envs) = (size("capacity", capacity)?, size("num_envs", num_envs)?);
+        let ring = py.detach(|| Ring::stored(schema, capacity, num_envs, storage.as_deref())).map_err(to_python)?;
         Ok(Self::from_parts(ring, seeded(seed), None))
     }
 
@@ -247,8 +255,9 @@ impl Replay {
 
     /// Reads what `save` wrote.
     #[staticmethod]
-    fn load(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let (ring, rng, saved) = py.detach(|| load(&path)).map_err(to_python)?;
+    #[pyo3(signature = (path, storage=None))]
+    fn load(py: Python<'_>, path: PathBuf, storage: Option<PathBuf>) -> PyResult<Self> {
+        let (ring, rng, saved) = py.detach(|| load_stored(&path, storage.as_deref())).map_err(to_python)?;
         Ok(Self::from_parts(ring, rng, Some(saved)))
     }
 
