@@ -1,9 +1,12 @@
-"""What several tests need: a tiny config, and finished runs."""
+"""What several tests need: a tiny config, finished runs, a small disk."""
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,3 +35,20 @@ def pong_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         main(["train", "Pong", "--preset", "debug", "--device", "cpu", "--run", str(run)])
     assert not stop.value.code
     return run
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 MiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    try:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(path)]
+        done = subprocess.run(mount, capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command")
+    if done.returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    yield path
+    gc.collect()
+    subprocess.run(["umount", str(path)], check=True)

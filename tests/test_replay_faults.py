@@ -140,22 +140,6 @@ def test_a_file_that_cannot_grow_leaves_buffer_and_save(tmp_path: Path, size: in
     assert not list(tmp_path.glob("*.tmp"))
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 16 MiB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(path)]
-    try:
-        done = subprocess.run(mount, capture_output=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command")
-    if done.returncode:
-        pytest.skip("mounting a file system is not allowed here")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
-
-
 def test_a_full_disk_leaves_buffer_and_save(small_disk: Path) -> None:
     buffer = large(200)
     buffer.save(small_disk / "replay")

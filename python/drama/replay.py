@@ -49,22 +49,36 @@ class ReplayBuffer:
 
     Memory is taken as rows are written. All methods may be called from several threads.
 
+    With `storage` the rows lie in mapped files instead, for more data than there is memory. These files are working
+    memory, not a save: they have no name, and their room is free again when the buffer is gone or the process ends,
+    however it ends. All of that room is reserved at once, so that a disk that fills up later does not matter. A
+    forked process shares the rows rather than having a copy.
+
     Args:
         capacity: rows to keep over all environments, rounded up to a multiple of `num_envs`.
         fields: row shape and dtype by name. `terminated` and `truncated`, both `((), bool)`, are always there, as is
             `is_first`, which is derived.
         num_envs: number of streams.
         seed: seed of the draws.
+        storage: a directory for the mapped files, created if need be; Linux and macOS only.
 
     Raises:
         ValueError: a size is not positive, or a field has a reserved name or an unsupported dtype.
+        OSError: `storage` cannot be written or has too little room.
     """
 
-    def __init__(self, capacity: int, fields: Mapping[str, FieldSpec], num_envs: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        fields: Mapping[str, FieldSpec],
+        num_envs: int = 1,
+        seed: int = 0,
+        storage: str | os.PathLike[str] | None = None,
+    ) -> None:
         native_fields = [
             (name, np.dtype(dtype).name, [int(side) for side in shape]) for name, (shape, dtype) in fields.items()
         ]
-        self.native = _native.Replay(capacity, native_fields, num_envs, seed)
+        self.native = _native.Replay(capacity, native_fields, num_envs, seed, storage)
 
     def add(self, *, envs: npt.NDArray[np.int64] | None = None, **columns: Array) -> None:
         """Add one row to every environment, or to some.
@@ -205,15 +219,15 @@ class ReplayBuffer:
         self.native.save(os.fspath(path))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> ReplayBuffer:
-        """Load what `save` wrote; draws continue as they would have.
+    def load(cls, path: str | os.PathLike[str], storage: str | os.PathLike[str] | None = None) -> ReplayBuffer:
+        """Load what `save` wrote, into mapped files if `storage` is given; draws continue as they would have.
 
         Raises:
-            OSError: a file cannot be read.
+            OSError: a file cannot be read, or `storage` cannot be written or has too little room.
             ValueError: a file is damaged, foreign or of a newer version; the message names it.
         """
         buffer = cls.__new__(cls)
-        buffer.native = _native.Replay.load(os.fspath(path))
+        buffer.native = _native.Replay.load(os.fspath(path), storage)
         return buffer
 
     def __len__(self) -> int:

@@ -33,6 +33,18 @@ pub enum Error {
         /// The operating system's answer.
         source: io::Error,
     },
+    /// There is no room for a field's storage.
+    #[error("{}: cannot reserve {bytes} bytes for field {field:?}: {source}", path.display())]
+    Room {
+        /// The directory of the storage.
+        path: PathBuf,
+        /// The field concerned.
+        field: String,
+        /// What its rows take.
+        bytes: usize,
+        /// The operating system's answer.
+        source: io::Error,
+    },
 }
 
 impl Error {

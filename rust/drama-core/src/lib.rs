@@ -1,6 +1,7 @@
 //! Replay storage, samplers and Atari frame processing. Knows nothing of Python.
 #![deny(missing_docs)]
 
+mod column;
 mod error;
 mod finals;
 mod frame;
@@ -19,6 +20,6 @@ pub use rand_chacha::ChaCha8Rng;
 pub use ring::Ring;
 pub use sampler::{Counters, DynamicFrequency, Priorities, Prioritized, Role, draw_recent, draw_uniform, seeded};
 pub use schema::{DType, Field, Schema};
-pub use snapshot::{Saved, load, save};
+pub use snapshot::{Saved, load, load_stored, save};
 pub use starts::Starts;
 pub use transition::{Steps, gather_transitions, reward};

@@ -1,65 +1,18 @@
 //! Row storage: one ring per environment, one allocation per field.
 
-use std::{
-    alloc::{Layout, alloc_zeroed, dealloc},
-    ops::{Deref, DerefMut, Range},
-    ptr::NonNull,
-};
+use std::{ops::Range, path::Path};
 
 use crate::{
+    column::Column,
     error::{Error, Result},
     finals::Finals,
     schema::Schema,
 };
 
-/// Bytes that the allocator hands out zeroed, so that pages cost memory only once they are written.
-struct ZeroedBytes {
-    pointer: NonNull<u8>,
-    layout: Layout,
-}
-
-// SAFETY: the allocation is owned and reached only through `&self` and `&mut self`.
-unsafe impl Send for ZeroedBytes {}
-// SAFETY: as above.
-unsafe impl Sync for ZeroedBytes {}
-
-impl ZeroedBytes {
-    /// `None` where the size is zero or beyond what the allocator gives.
-    fn new(len: usize) -> Option<Self> {
-        let layout = Layout::from_size_align(len, 64).ok().filter(|layout| layout.size() > 0)?;
-        // SAFETY: the layout has a size above zero.
-        let pointer = NonNull::new(unsafe { alloc_zeroed(layout) })?;
-        Some(Self { pointer, layout })
-    }
-}
-
-impl Drop for ZeroedBytes {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout.
-        unsafe { dealloc(self.pointer.as_ptr(), self.layout) };
-    }
-}
-
-impl Deref for ZeroedBytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        // SAFETY: the allocation holds `size` initialised bytes.
-        unsafe { std::slice::from_raw_parts(self.pointer.as_ptr(), self.layout.size()) }
-    }
-}
-
-impl DerefMut for ZeroedBytes {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `deref`, and `self` is borrowed exclusively.
-        unsafe { std::slice::from_raw_parts_mut(self.pointer.as_ptr(), self.layout.size()) }
-    }
-}
-
 /// Rows of `num_envs` streams, each with its own counter of rows. Row `t` of environment `e` lies in slot `e * rows_per_env + t % rows_per_env`.
 pub struct Ring {
     schema: Schema,
-    columns: Vec<ZeroedBytes>,
+    columns: Vec<Column>,
     capacity: usize,
     num_envs: usize,
     rows_per_env: usize,
@@ -72,6 +25,12 @@ pub struct Ring {
 impl Ring {
     /// An empty ring that keeps at least `capacity` rows over all environments.
     pub fn new(schema: Schema, capacity: usize, num_envs: usize) -> Result<Self> {
+        Self::stored(schema, capacity, num_envs, None)
+    }
+
+    /// As `new`, with the rows in files in the directory `storage` if given. The files are working memory: they have
+    /// no name and are gone with the ring.
+    pub fn stored(schema: Schema, capacity: usize, num_envs: usize, storage: Option<&Path>) -> Result<Self> {
         if capacity == 0 {
             return Error::value("capacity must be at least 1, got 0");
         }
@@ -83,19 +42,10 @@ impl Ring {
         let Some(slots) = slots else {
             return Error::value(format!("capacity {capacity} is beyond the limit of {} rows", u32::MAX));
         };
-        let mut columns = Vec::with_capacity(schema.fields().len());
-        for field in schema.fields() {
-            match slots.checked_mul(field.row_bytes()).and_then(ZeroedBytes::new) {
-                Some(column) => columns.push(column),
-                None => {
-                    return Error::value(format!(
-                        "no memory for field {:?}: {slots} rows of {} bytes",
-                        field.name(),
-                        field.row_bytes()
-                    ));
-                }
-            }
-        }
+        let fields = schema.fields().iter();
+        let columns = fields
+            .map(|field| Column::new(field.name(), slots, field.row_bytes(), storage))
+            .collect::<Result<Vec<_>>>()?;
         let finals = Finals::new(schema.fields().len());
         let (totals, heads) = (vec![0; num_envs], vec![0; num_envs]);
         Ok(Self { schema, columns, capacity, num_envs, rows_per_env, totals, heads, finals })

@@ -20,6 +20,10 @@ pub(crate) fn to_python(error: Error) -> PyErr {
             Some(code) => PyOSError::new_err((code, source.to_string(), path)),
             None => PyOSError::new_err(message),
         },
+        Error::Room { path, field, bytes, source } => {
+            let reason = format!("cannot reserve {bytes} bytes for field {field:?}: {source}");
+            PyOSError::new_err((source.raw_os_error(), reason, path))
+        }
     }
 }
 

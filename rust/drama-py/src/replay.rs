@@ -7,8 +7,8 @@ use std::{
 };
 
 use drama_core::{
-    ChaCha8Rng, Field, Layout, Ring, Saved, Schema, Starts, Steps, gather_sequences, gather_transitions, load, save,
-    seeded,
+    ChaCha8Rng, Field, Layout, Ring, Saved, Schema, Starts, Steps, gather_sequences, gather_transitions, load_stored,
+    save, seeded,
 };
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::{
@@ -77,11 +77,19 @@ impl Replay {
 #[pymethods]
 impl Replay {
     #[new]
-    #[pyo3(signature = (capacity, fields, num_envs, seed))]
-    fn new(capacity: i64, fields: Vec<(String, String, Vec<i64>)>, num_envs: i64, seed: u64) -> PyResult<Self> {
+    #[pyo3(signature = (capacity, fields, num_envs, seed, storage=None))]
+    fn new(
+        py: Python<'_>,
+        capacity: i64,
+        fields: Vec<(String, String, Vec<i64>)>,
+        num_envs: i64,
+        seed: u64,
+        storage: Option<PathBuf>,
+    ) -> PyResult<Self> {
         let fields = fields.into_iter().map(declared).collect::<PyResult<Vec<_>>>()?;
         let schema = Schema::new(fields).map_err(to_python)?;
-        let ring = Ring::new(schema, size("capacity", capacity)?, size("num_envs", num_envs)?).map_err(to_python)?;
+        let (capacity, num_envs) = (size("capacity", capacity)?, size("num_envs", num_envs)?);
+        let ring = py.detach(|| Ring::stored(schema, capacity, num_envs, storage.as_deref())).map_err(to_python)?;
         Ok(Self::from_parts(ring, seeded(seed), None))
     }
 
@@ -212,8 +220,9 @@ impl Replay {
 
     /// Reads what `save` wrote.
     #[staticmethod]
-    fn load(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let (ring, rng, saved) = py.detach(|| load(&path)).map_err(to_python)?;
+    #[pyo3(signature = (path, storage=None))]
+    fn load(py: Python<'_>, path: PathBuf, storage: Option<PathBuf>) -> PyResult<Self> {
+        let (ring, rng, saved) = py.detach(|| load_stored(&path, storage.as_deref())).map_err(to_python)?;
         Ok(Self::from_parts(ring, rng, Some(saved)))
     }
 

@@ -156,12 +156,15 @@ impl Manifest {
     }
 
     /// A ring of the size and with the row counts of the manifest, its rows still to be read.
-    pub(super) fn ring(&self, path: &Path) -> Result<Ring> {
-        let mut ring = Ring::new(self.schema.clone(), self.capacity, self.num_envs)
-            .map_err(|error| Error::Corrupt { path: path.to_owned(), reason: error.to_string() })?;
+    pub(super) fn ring(&self, path: &Path, storage: Option<&Path>) -> Result<Ring> {
         if self.totals.len() != self.num_envs {
             return corrupt(path, "has not one total for each environment");
         }
+        let ring = Ring::stored(self.schema.clone(), self.capacity, self.num_envs, storage);
+        let mut ring = ring.map_err(|error| match error {
+            Error::Io { .. } | Error::Room { .. } => error,
+            _ => Error::Corrupt { path: path.to_owned(), reason: error.to_string() },
+        })?;
         ring.set_totals(&self.totals);
         Ok(ring)
     }

@@ -167,10 +167,15 @@ fn remove_others(directory: &Path, chunks: &[ChunkEntry], finals: Option<ChunkEn
 
 /// Loads what `save` wrote, and refuses whatever is not exactly that.
 pub fn load(directory: &Path) -> Result<(Ring, ChaCha8Rng, Saved)> {
+    load_stored(directory, None)
+}
+
+/// As `load`, into a ring made by `Ring::stored`.
+pub fn load_stored(directory: &Path, storage: Option<&Path>) -> Result<(Ring, ChaCha8Rng, Saved)> {
     let directory = at(directory, directory.canonicalize())?;
     let path = directory.join(manifest::NAME);
     let manifest = Manifest::read(&path)?;
-    let mut ring = manifest.ring(&path)?;
+    let mut ring = manifest.ring(&path, storage)?;
     if manifest.rows_per_chunk != rows_per_chunk(&ring) || manifest.chunks.len() != chunk_count(&ring) {
         return corrupt(&path, "the chunks do not fit the fields and the capacity");
     }

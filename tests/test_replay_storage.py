@@ -1,0 +1,133 @@
+"""Rows in mapped files: as in memory, leaving nothing behind, and refused where there is no room."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drama.replay import ReplayBuffer
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs Linux or macOS")
+FIELDS = {"x": ((3,), np.float32), "obs": ((64, 64), np.uint8)}
+
+
+def fill(buffer: ReplayBuffer, count: int) -> None:
+    random = np.random.default_rng(count)
+    shape = (count, buffer.num_envs)
+    buffer.add_block(
+        x=random.random((*shape, 3), np.float32),
+        obs=random.integers(0, 256, (*shape, 64, 64), np.uint8),
+        terminated=random.random(shape) < 0.1,
+        truncated=random.random(shape) < 0.1,
+    )
+
+
+def same(one: ReplayBuffer, other: ReplayBuffer) -> None:
+    for length in (1, 5):
+        first, second = one.sample(32, length), other.sample(32, length)
+        assert first.keys() == second.keys()
+        for name in first:
+            np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_mapped_rows_are_as_rows_in_memory(tmp_path: Path) -> None:
+    heap = ReplayBuffer(300, FIELDS, num_envs=2, seed=3)
+    mapped = ReplayBuffer(300, FIELDS, num_envs=2, seed=3, storage=tmp_path / "a" / "b")
+    assert mapped.nbytes == heap.nbytes
+    np.testing.assert_array_equal(mapped.gather([], 1)["x"], heap.gather([], 1)["x"])
+    for count in (20, 100, 90, 7):
+        fill(heap, count)
+        fill(mapped, count)
+        same(heap, mapped)
+    mapped.save(tmp_path / "save")
+    for storage in (None, str(tmp_path / "a"), tmp_path / "c"):
+        loaded = ReplayBuffer.load(tmp_path / "save", storage=storage)
+        reference = ReplayBuffer.load(tmp_path / "save")
+        fill(loaded, 11)
+        fill(reference, 11)
+        same(reference, loaded)
+
+
+def test_rows_never_written_are_zero(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    old = ReplayBuffer(100, FIELDS, storage=tmp_path)
+    fill(old, 100)
+    del old
+    gc.collect()
+    buffer = ReplayBuffer(100, {"x": ((), np.int64)}, storage=tmp_path)
+    assert len(buffer) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+HOLDER = """
+import os, sys
+import numpy as np
+from drama.replay import ReplayBuffer
+
+buffer = ReplayBuffer(5000, {"obs": ((64, 64), np.uint8)}, storage=sys.argv[1])
+no = np.zeros((5000, 1), bool)
+buffer.add_block(obs=np.ones((5000, 1, 64, 64), np.uint8), terminated=no, truncated=no)
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_killed_process_leaves_nothing(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        assert list(tmp_path.iterdir()) == []
+        holder.kill()
+    assert list(tmp_path.iterdir()) == []
+
+
+def free(path: Path) -> int:
+    state = os.statvfs(path)
+    return state.f_bavail * state.f_frsize
+
+
+def test_room_is_reserved_at_once_and_given_back(small_disk: Path) -> None:
+    before = free(small_disk)
+    message = r'cannot reserve 20480000 bytes for field "obs": No space left on device'
+    with pytest.raises(OSError, match=message) as refused:
+        ReplayBuffer(5000, FIELDS, storage=small_disk / "replay")
+    assert refused.value.errno == errno.ENOSPC
+    assert Path(refused.value.filename) == small_disk / "replay"
+    assert free(small_disk) > before - (1 << 16)
+    buffer = ReplayBuffer(2000, FIELDS, storage=small_disk)
+    assert free(small_disk) <= before - buffer.nbytes
+    # The disk fills up, and the buffer does not mind.
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space left"):
+        filler.write_bytes(bytes(16 << 20))
+    assert free(small_disk) == 0
+    fill(buffer, 1500)
+    fill(buffer, 1500)
+    assert len(buffer) == 2000
+    assert buffer.sample(4, 1000)["obs"].any()
+    del buffer
+    gc.collect()
+    filler.unlink()
+    assert free(small_disk) > before - (1 << 16)
+
+
+def test_a_place_that_is_no_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OSError, match="file"):
+            ReplayBuffer(10, FIELDS, storage=place)
+    assert (tmp_path / "file").read_text() == "mine"
+    with pytest.raises(TypeError, match="storage"):
+        ReplayBuffer(10, FIELDS, storage=3)  # type: ignore[arg-type]
+    with pytest.raises(OSError, match="cannot reserve"):
+        ReplayBuffer(2**32 - 1, {"obs": ((2**30,), np.uint8)}, storage=tmp_path)
