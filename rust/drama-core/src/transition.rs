@@ -38,7 +38,7 @@ fn span(ring: &Ring, env: usize, t: u64, steps: usize) -> (usize, End) {
         End::Terminated
     } else if ring.ended(slot) {
         End::Truncated
-    } else if used == steps && last + 1 < ring.totals()[env] && !ring.is_first(env, last + 1) {
+    } else if last + 1 < ring.totals()[env] && !ring.is_first(env, last + 1) {
         End::Followed
     } else {
         End::Unknown
