@@ -32,7 +32,7 @@ $(VENV)/.built: $(VENV)/.created pyproject.toml requirements.lock $(RUST_SOURCES
 
 $(VENV)/.dev: $(VENV)/.built
 	@echo "installing what tests and lints need"
-	@$(PIP) --group test --group lint --constraint requirements.lock
+	@$(PIP) --group test --group lint --group examples --constraint requirements.lock
 	@touch $@
 
 build: $(VENV)/.built
