@@ -21,8 +21,8 @@ from drama.device import resolve_device
 from drama.envs import make_env
 from drama.imagination import imagine, observe
 from drama.learner import Learner
-from drama.replay import DynamicFrequency, ReplayBuffer
-from drama.trainer import make_replay, store_step
+from drama.replay import DynamicFrequency
+from drama.trainer import random_play
 
 ROWS = 2000
 
@@ -42,26 +42,10 @@ def milliseconds(part: Callable[[], object], repeats: int, device: torch.device)
     return 1000 * statistics.median(times)
 
 
-def random_play(config: Config) -> ReplayBuffer:
-    """`ROWS` rows of random play on Pong."""
-    env = make_env("Pong", config.env)
-    shape = env.observation_space.shape
-    assert shape is not None
-    buffer = make_replay(config, shape)
-    random = np.random.default_rng(0)
-    frame, _ = env.reset(seed=0)
-    for _ in range(ROWS):
-        action = int(random.integers(env.action_space.n))
-        following, reward, terminated, truncated, info = env.step(action)
-        store_step(buffer, frame, action, reward, terminated, truncated, info)
-        frame = env.reset()[0] if terminated or truncated else following
-    return buffer
-
-
 def measure(config: Config, repeats: int) -> dict[str, float]:
     """Milliseconds by part."""
     device = resolve_device("auto")
-    buffer = random_play(config)
+    buffer = random_play(config, ROWS)
     env = make_env("Pong", config.env)
     frame, _ = env.reset(seed=0)
     learner = Learner(config, frame.shape[-1], int(env.action_space.n), device)

@@ -22,7 +22,7 @@ from drama.config import Config, EnvConfig, preset
 from drama.envs import make_env
 from drama.learner import Learner
 from drama.replay import ReplayBuffer, Uniform
-from drama.trainer import Trainer, make_replay, store_step
+from drama.trainer import Trainer, random_play
 
 CLOCK = {"time", "steps_per_second"}
 
@@ -156,29 +156,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_a_checkpoint(debug: Conf
     )
 
 
-def pong_sequences(config: Config, steps: int) -> ReplayBuffer:
-    """Random play on real Pong in a replay."""
-    env = make_env("Pong", config.env)
-    shape = env.observation_space.shape
-    assert shape is not None
-    buffer = make_replay(config, shape)
-    random = np.random.default_rng(0)
-    frame, _ = env.reset(seed=0)
-    for _ in range(steps):
-        action = int(random.integers(6))
-        following, reward, terminated, truncated, info = env.step(action)
-        store_step(buffer, frame, action, reward, terminated, truncated, info)
-        frame = env.reset()[0] if terminated or truncated else following
-    return buffer
-
-
 def test_world_model_learns_a_fixed_batch_of_pong() -> None:
     """In 120 updates on one batch of real frames the reconstruction loss falls tenfold, the reward loss fourfold."""
     torch.manual_seed(0)
     base = preset("debug")
     config = dataclasses.replace(base, env=EnvConfig(size=32, grayscale=True), device="cpu")
     learner = Learner(config, channels=1, actions=6, device=torch.device("cpu"))
-    buffer = pong_sequences(config, 120)
+    buffer = random_play(config, 120)
     sample = buffer.sample(8, 32, sampler=Uniform())
     learner.start_from_frames(sample["obs"])
     batch = learner.to_batch(sample)

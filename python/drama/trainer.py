@@ -299,6 +299,22 @@ def store_step(
     )
 
 
+def random_play(config: Config, steps: int) -> ReplayBuffer:
+    """A replay with `steps` rows of random play on the config's game, for tests and benchmarks."""
+    env = make_env(config.game, config.env)
+    shape = env.observation_space.shape
+    assert shape is not None
+    replay = make_replay(config, shape)
+    random = np.random.default_rng(0)
+    frame, _ = env.reset(seed=0)
+    for _ in range(steps):
+        action = int(random.integers(env.action_space.n))
+        following, reward, terminated, truncated, info = env.step(action)
+        store_step(replay, frame, action, reward, terminated, truncated, info)
+        frame = env.reset()[0] if terminated or truncated else following
+    return replay
+
+
 def _tensors(state: dict[str, Any]) -> dict[str, Any]:
     return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in state.items()}
 
