@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import shutil
@@ -15,13 +16,23 @@ from drama.replay import ReplayBuffer
 
 KEEP = 2
 VERSION = 1
+PARTS = {"learner", "player", "dfs", "updates", "episode", "sums", "summed", "env", "frame", "first"} | {
+    "numpy_random",
+    "torch_random",
+    "cuda_random",
+}
 
 
 def save(run: Path, step: int, state: dict[str, Any], replay: ReplayBuffer) -> Path:
     """Write `run/checkpoints/step-N/` and drop all but the last two.
 
-    The folder gets its name only once everything in it is on disk, so a kill at any instant leaves the last good one.
+    The folder gets its name only once everything in it is on disk, and loses it before anything in it is removed, so
+    a kill at any instant leaves whole ones. What a failure had written is removed: it would fill a full disk further.
+
+    Raises:
+        OSError: it cannot be written; the earlier ones are untouched.
     """
+    assert state.keys() == PARTS, state.keys() ^ PARTS
     parent = run / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)
     for stale in parent.glob(".tmp-*"):
@@ -30,16 +41,24 @@ def save(run: Path, step: int, state: dict[str, Any], replay: ReplayBuffer) -> P
     if final.exists():
         return final
     folder = parent / f".tmp-{final.name}"
-    folder.mkdir()
-    replay.save(folder / "replay")
-    with (folder / "state.pt").open("wb") as file:
-        torch.save({"version": VERSION, "step": step, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    folder.rename(final)
+    try:
+        folder.mkdir()
+        replay.save(folder / "replay")
+        # Serialised in memory first: torch's writer answers a full disk with an error that does not tell of it.
+        data = io.BytesIO()
+        torch.save({"version": VERSION, "step": step, **state}, data)
+        with (folder / "state.pt").open("wb") as file:
+            file.write(data.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        fsync_folder(folder)
+        folder.rename(final)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     fsync_folder(parent)
     for old in list_checkpoints(run)[:-KEEP]:
-        shutil.rmtree(old)
+        shutil.rmtree(old.rename(parent / f".tmp-{old.name}"))
     return final
 
 
@@ -58,8 +77,18 @@ def latest(run: Path) -> Path:
     return found[-1]
 
 
+def at_step(run: Path, step: int) -> Path:
+    """The checkpoint of a run at this step. Raises ValueError, listing those that are there, if it is not."""
+    newest = latest(run)
+    folder = newest.with_name(f"step-{step:09d}")
+    if not folder.is_dir():
+        there = ", ".join(str(int(path.name.removeprefix("step-"))) for path in list_checkpoints(run))
+        raise ValueError(f"{run}: holds no checkpoint of step {step}; there are {there}")
+    return folder
+
+
 def load_state(folder: Path, device: torch.device) -> dict[str, Any]:
-    """Read a checkpoint's `state.pt`. Raises ValueError, naming the file, if it cannot be read."""
+    """Read a checkpoint's `state.pt`. Raises ValueError, naming the file, if it cannot be read or lacks a part."""
     path = folder / "state.pt"
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
@@ -70,4 +99,6 @@ def load_state(folder: Path, device: torch.device) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("version") != VERSION:
         found = state.get("version") if isinstance(state, dict) else None
         raise ValueError(f"{path}: checkpoint version {found}, this package reads version {VERSION}")
+    if missing := sorted((PARTS | {"step"}) - state.keys()):
+        raise ValueError(f"{path}: the checkpoint lacks {', '.join(missing)}")
     return state

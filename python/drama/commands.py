@@ -7,11 +7,12 @@ import dataclasses
 import io
 import json
 import platform
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import tyro
@@ -54,14 +55,18 @@ class ResumeArgs:
 
 @dataclass(frozen=True)
 class EvalArgs:
-    """Play episodes with the last checkpoint of a run; writes evaluation.json into its folder."""
+    """Play episodes with a checkpoint of a run; writes evaluation-….json, named by all settings, into its folder."""
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
     episodes: int = 100
     """Number of episodes."""
+    protocol: Literal["standard", "paper"] | None = None
+    """`standard`: up to 30 no-ops at reset, sampled actions. `paper`: no no-ops, greedy. By default the run's own."""
     greedy: bool | None = None
-    """Most probable actions instead of samples; by default as the run's protocol says."""
+    """Most probable actions instead of samples; by default as the protocol says."""
+    checkpoint: int | None = None
+    """Step of the checkpoint; by default the last."""
     seed: int = 1_000_000
     """Seed of the environments and of the sampling."""
     device: str = "auto"
@@ -111,6 +116,8 @@ def train(args: Sequence[str]) -> int:
         run = parsed.run or Path("runs") / f"{config.game.lower()}-{config.preset}-seed{config.seed}"
         trainer = Trainer(config, run)
     run, config = trainer.run, trainer.config
+    # What TensorBoard's thread fails to write is told here, by the next write, in one line instead of a traceback.
+    threading.excepthook = lambda failure: None if failure.exc_type is OSError else threading.__excepthook__(failure)
     with ProgressDisplay(config.steps, trainer.step) as display:
         finished = trainer.train(display)
     if not finished:
@@ -133,7 +140,13 @@ def eval(args: Sequence[str]) -> int:
     """`drama eval`."""
     parsed = _parse(EvalArgs, args, "eval")
     result = evaluate_run(
-        parsed.run, episodes=parsed.episodes, greedy=parsed.greedy, seed=parsed.seed, device=parsed.device
+        parsed.run,
+        episodes=parsed.episodes,
+        protocol=parsed.protocol,
+        greedy=parsed.greedy,
+        step=parsed.checkpoint,
+        seed=parsed.seed,
+        device=parsed.device,
     )
     if parsed.json:
         print(json.dumps(result, indent=2))
@@ -248,7 +261,7 @@ def _print_evaluation(result: dict[str, Any]) -> None:
     print(
         f"{result['game']} after {result['step']} steps: return {result['mean']:.1f} ± {result['std']:.1f}, median"
         f" {result['median']:.1f} over {len(result['episodes'])} episodes{normalised}"
-        f" (protocol {result['protocol']}, {'greedy' if result['greedy'] else 'sampled'})"
+        f" (protocol {result['protocol']}, {'greedy' if result['greedy'] else 'sampled'})\n{result['file']}"
     )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from drama import checkpoint
+from drama import __version__, checkpoint
 from drama.agent.player import Player
 from drama.config import Config
 from drama.device import resolve_device
@@ -17,12 +18,15 @@ from drama.dream import dream_frames, dream_video
 from drama.envs import make_env
 from drama.files import write_atomically
 from drama.learner import Learner
-from drama.scores import human_normalised
+from drama.scores import human_normalised, random_and_human
 
 
-def load_learner(run: Path, device: str = "auto") -> tuple[Config, Learner, int]:
-    """The config, networks and step of a run's last checkpoint. Raises ValueError if any of them cannot be read."""
-    folder = checkpoint.latest(run)
+def load_learner(run: Path, device: str = "auto", step: int | None = None) -> tuple[Config, Learner, int]:
+    """The config, networks and step of a run's last checkpoint, or of the one at `step`.
+
+    Raises ValueError if any of them cannot be read.
+    """
+    folder = checkpoint.latest(run) if step is None else checkpoint.at_step(run, step)
     config = Config.load(run / "config.json")
     where = resolve_device(device)
     env = make_env(config.game, config.env)
@@ -30,7 +34,10 @@ def load_learner(run: Path, device: str = "auto") -> tuple[Config, Learner, int]
     assert shape is not None
     learner = Learner(config, shape[-1], int(env.action_space.n), where)
     state = checkpoint.load_state(folder, where)
-    learner.load_state_dict(state["learner"])
+    try:
+        learner.load_state_dict(state["learner"])
+    except ValueError as error:
+        raise ValueError(f"{folder / 'state.pt'}: {error}") from error
     return config, learner, state["step"]
 
 
@@ -71,40 +78,62 @@ def evaluate(config: Config, learner: Learner, *, episodes: int, greedy: bool, s
 
 
 def evaluate_run(
-    run: Path, *, episodes: int, greedy: bool | None = None, seed: int = 1_000_000, device: str = "auto"
+    run: Path,
+    *,
+    episodes: int,
+    protocol: Literal["standard", "paper"] | None = None,
+    greedy: bool | None = None,
+    step: int | None = None,
+    seed: int = 1_000_000,
+    device: str = "auto",
 ) -> dict[str, Any]:
-    """Evaluate a run's last checkpoint and write `evaluation.json` beside it.
+    """Evaluate a checkpoint of a run and write the result into the run's folder.
+
+    The file is named by everything that decides the result, so no evaluation overwrites a different one.
 
     Args:
         run: the run folder.
         episodes: how many episodes.
+        protocol: `standard` (up to 30 no-ops at reset) or `paper` (none); None is the run's own.
         greedy: the most probable action instead of a sample; None follows the protocol (`paper`: greedy).
+        step: the checkpoint of this step; None is the last.
         seed: seed of the environments and of the sampling; its default is none that training uses.
         device: `auto`, `cpu` or `cuda`.
 
     Returns:
-        What was written: the protocol, the episodes, mean, median, standard deviation, human-normalised mean.
+        What was written: the settings, each episode, mean, median, standard deviation, human-normalised mean with the
+        constants that it was made from, and under `file` where it was written.
     """
     if episodes < 1:
         raise ValueError(f"episodes: {episodes} must be at least 1")
-    config, learner, step = load_learner(run, device)
+    if seed < 0:
+        raise ValueError(f"seed: {seed} must not be negative")
+    config, learner, step = load_learner(run, device, step)
+    if protocol is not None:
+        config = dataclasses.replace(config, env=dataclasses.replace(config.env, protocol=protocol))
     greedy = config.env.protocol == "paper" if greedy is None else greedy
     records = evaluate(config, learner, episodes=episodes, greedy=greedy, seed=seed)
     returns = np.array([record["return"] for record in records])
+    mode = "greedy" if greedy else "sampled"
+    name = f"evaluation-step-{step:09d}-{config.env.protocol}-{mode}-{episodes}x-seed{seed}.json"
     result = {
         "game": config.game,
         "step": step,
         "protocol": config.env.protocol,
         "greedy": greedy,
         "seed": seed,
+        "envs": min(config.log.eval_envs, episodes),
+        "device": learner.device.type,
+        "drama": __version__,
         "mean": float(returns.mean()),
         "median": float(np.median(returns)),
         "std": float(returns.std()),
         "human_normalised_mean": human_normalised(config.game, float(returns.mean())),
+        "random_and_human": random_and_human(config.game),
         "episodes": records,
     }
-    write_atomically(run / "evaluation.json", json.dumps(result, indent=2) + "\n")
-    return result
+    write_atomically(run / name, json.dumps(result, indent=2) + "\n")
+    return result | {"file": str(run / name)}
 
 
 def dream_run(run: Path, *, steps: int, context: int, skip: int, seed: int, device: str = "auto") -> np.ndarray:
@@ -123,6 +152,9 @@ def dream_run(run: Path, *, steps: int, context: int, skip: int, seed: int, devi
     """
     if not 2 <= context < steps:
         raise ValueError(f"context: {context} must be at least 2 and less than steps = {steps}")
+    for name, value in (("skip", skip), ("seed", seed)):
+        if value < 0:
+            raise ValueError(f"{name}: {value} must not be negative")
     config, learner, _ = load_learner(run, device)
     env = make_env(config.game, config.env)
     player = Player(learner.world_model, learner.agent, 1)

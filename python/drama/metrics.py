@@ -31,7 +31,9 @@ class MetricsWriter:
             lines = path.read_text().splitlines()
             write_atomically(path, "".join(line + "\n" for line in lines if _step(line) <= keep_until))
         self._file = path.open("a", buffering=1)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=keep_until)
+        self._board = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=None if keep_until is None else keep_until + 1
+        )
 
     def write(self, event: str, step: int, values: dict[str, float]) -> None:
         """Record named scalars. Values that are not finite become null in the JSON file."""
@@ -52,10 +54,17 @@ class MetricsWriter:
         )
         self._board._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
-    def close(self) -> None:
-        """Flush and close both files."""
-        self._file.close()
-        self._board.close()
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Flush and close both files. What fails after an earlier error is not told: it has the same cause."""
+        try:
+            self._file.close()
+            self._board.close()
+        except OSError:
+            if error is None:
+                raise
 
 
 def _step(line: str) -> float:

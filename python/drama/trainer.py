@@ -75,16 +75,22 @@ class Trainer:
         self._clock = (time.perf_counter(), 0)
         self._frame, _ = self._env.reset(seed=config.seed)
         self._first = True
-        if resume:
+        if resume and checkpoint.list_checkpoints(run):
             self._load()
         else:
-            self._create(shape)
+            self._replay = make_replay(config, shape)
+        if not resume:
+            self._create()
         self._metrics = MetricsWriter(run, keep_until=self.step if resume else None)
 
     @staticmethod
     def resume(run: Path, steps: int | None = None) -> Trainer:
-        """Go on with the run in the folder `run` from its last checkpoint, up to `steps` instead of the config's."""
-        checkpoint.latest(run)
+        """Go on with the run in the folder `run` from its last checkpoint, up to `steps` instead of the config's.
+
+        A run that was killed before its first checkpoint begins again.
+        """
+        if not run.is_dir():
+            raise ValueError(f"{run}: no such run folder")
         config = Config.load(run / "config.json")
         if steps is not None:
             config = dataclasses.replace(config, steps=steps)
@@ -96,23 +102,26 @@ class Trainer:
         """Train to the last step, or until SIGINT or SIGTERM; saves a checkpoint either way. True if it finished."""
         self._clock = (time.perf_counter(), self.step)
         try:
-            with self._stoppable():
+            with self._metrics, self._stoppable():
                 while self.step < self.config.steps and not self._stop:
                     self._act()
                     self._learn()
                     self._report(display)
-            self.save()
-        finally:
-            self._metrics.close()
+                self.save()
+        except OSError as error:
+            raise OSError(f"{error}; stopped at step {self.step}: {self._way_on()}") from error
         return self.step >= self.config.steps
 
     def save(self) -> Path:
-        """Write a checkpoint of this instant. Raises FloatingPointError if a network holds a non-finite value."""
+        """Write a checkpoint of this instant. Raises FloatingPointError if a loss or a weight is not finite."""
+        self._refuse_infinite(self._means())
         learner = self.learner.state_dict()
         for network in ("world_model", "agent"):
             for name, value in learner[network].items():
                 if not torch.isfinite(value).all():
-                    raise FloatingPointError(f"{network}.{name} holds values that are not finite; nothing was saved")
+                    raise FloatingPointError(
+                        f"{network}.{name} holds values that are not finite at step {self.step}: {self._way_on()}"
+                    )
         return checkpoint.save(
             self.run,
             self.step,
@@ -134,13 +143,12 @@ class Trainer:
             self._replay,
         )
 
-    def _create(self, shape: tuple[int, ...]) -> None:
+    def _create(self) -> None:
         if self.run.exists():
             raise ValueError(
                 f"{self.run}: this run folder exists; `drama train --resume {self.run}` goes on with it,"
                 " --run NAME starts another"
             )
-        self._replay = make_replay(self.config, shape)
         self.run.mkdir(parents=True)
         write_atomically(self.run / "config.json", self.config.to_json())
 
@@ -225,17 +233,31 @@ class Trainer:
 
     def _drain_sums(self) -> dict[str, float]:
         """The means of the update's scalars since the last call: the only wait for the device."""
+        values = self._means()
+        self._sums, self._summed = {}, 0
+        self._refuse_infinite(values)
+        return values
+
+    def _means(self) -> dict[str, float]:
         if not self._summed:
             return {}
         means = (torch.stack([v.float() for v in self._sums.values()]) / self._summed).tolist()
-        values = dict(zip(self._sums, means, strict=True))
-        self._sums, self._summed = {}, 0
-        for name, value in values.items():
-            if name.endswith("/loss") and not np.isfinite(value):
-                raise FloatingPointError(
-                    f"{name} became {value} before step {self.step}; the last checkpoint is still good"
-                )
-        return values
+        return dict(zip(self._sums, means, strict=True))
+
+    def _refuse_infinite(self, values: dict[str, float]) -> None:
+        """Raise FloatingPointError if a loss is not finite; it names the parts of the first such loss that are not."""
+        bad = [name for name, value in values.items() if not np.isfinite(value)]
+        for loss in bad:
+            network, _, scalar = loss.partition("/")
+            if scalar == "loss":
+                parts = ", ".join(name for name in bad if name.startswith(f"{network}/"))
+                raise FloatingPointError(f"{parts} not finite before step {self.step}: {self._way_on()}")
+
+    def _way_on(self) -> str:
+        """What a person can do after the run has stopped."""
+        found = checkpoint.list_checkpoints(self.run)
+        where = f"from step {int(found[-1].name.removeprefix('step-'))}" if found else "from the beginning"
+        return f"`drama train --resume {self.run}` goes on {where}"
 
     def write_pictures(self) -> None:
         """Write a dream video and a strip of it to TensorBoard, from sequences of the replay."""

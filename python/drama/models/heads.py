@@ -51,7 +51,8 @@ class TwoHot(nn.Module):
         low, high = self.bins[0], self.bins[-1]
         position = (symlog(value.float()) - low) / (high - low) * (count - 1)
         position = position.clamp(0, count - 1)
-        below = position.floor().clamp(max=count - 2).long()
+        # A value that is not a number becomes weights that are none: the index must stay in range for them to show it.
+        below = position.nan_to_num().floor().clamp(max=count - 2).long()
         upper = (position - below)[..., None]
         weights = torch.zeros(*value.shape, count, device=value.device)
         weights.scatter_(-1, below[..., None], 1 - upper)
