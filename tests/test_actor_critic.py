@@ -247,7 +247,7 @@ def test_every_layer_gets_a_gradient_in_an_update(precision: Literal["float32", 
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
     torch.manual_seed(0)
     learner = Learner(config, 1, ACTIONS, torch.device("cpu"))
-    size = config.env.size
+    size = config.env.frame_size[0]
     context = Batch(
         obs=torch.randint(0, 256, (8, 4, size, size, 1), dtype=torch.uint8),
         action=torch.randint(0, ACTIONS, (8, 4)),

@@ -289,7 +289,7 @@ def test_updates_leave_both_networks_in_evaluation_mode() -> None:
     config = preset("debug")
     torch.manual_seed(0)
     learner = Learner(config, 1, ACTIONS, torch.device("cpu"))
-    batch = make_batch(4, 6, config.env.size)
+    batch = make_batch(4, 6, config.env.frame_size[0])
 
     def in_evaluation_mode() -> bool:
         return not any(m.training for net in (learner.world_model, learner.agent) for m in net.modules())
@@ -315,7 +315,7 @@ def test_updates_leave_both_networks_in_evaluation_mode() -> None:
 def test_the_papers_world_model() -> None:
     """About 7.1 million parameters with six actions, and the layers of the paper's table."""
     config = preset("paper")
-    model = WorldModel(config.world_model, config.env.size, 3, 6)
+    model = WorldModel(config.world_model, config.env.frame_size[0], 3, 6)
     assert 7.0e6 < sum(p.numel() for p in model.parameters()) < 7.3e6
     assert (model.latents, model.width, model.features) == (1024, 512, 1536)
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}

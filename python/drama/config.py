@@ -16,18 +16,66 @@ from typing import Any, Literal, get_type_hints
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """The Atari environment."""
+    """The Atari environment, with the options of Gymnasium's and ale_py's wrappers."""
 
     protocol: Literal["standard", "paper"] = "standard"
     """`standard`: up to 30 no-ops at reset, sampled actions. `paper`: no no-ops, greedy evaluation."""
-    size: int = 64
-    """Height and width of a frame in pixels."""
+    size: int | tuple[int, int] = 64
+    """Height and width of a frame in pixels; one number makes a square."""
     grayscale: bool = False
     """One channel instead of three."""
     frame_skip: int = 4
-    """Emulator frames per step; the last two are pooled by maximum."""
+    """Emulator frames per step."""
+    pool: bool = True
+    """Show the maximum of a step's last two emulator frames, not the last alone."""
+    frame_stack: int = 1
+    """Frames in an observation: `[H, W, C]` for 1, else `[frame_stack, H, W, C]`, oldest first. Training takes 1."""
+    noop_max: int | None = None
+    """Largest number of no-ops at reset, of which there is then at least one; None leaves it to the protocol."""
+    fire_reset: bool = False
+    """Press FIRE for one emulator frame after the no-ops, in games that have it."""
+    repeat_action_probability: float = 0.0
+    """Sticky actions: the probability that an emulator frame repeats the last frame's action."""
+    full_action_space: bool = False
+    """All 18 actions instead of those that the game uses."""
+    life_loss_terminal: bool = False
+    """End the episode where a life is lost. Without it, `info["life_lost"]` tells, and the episode goes on."""
+    clip_rewards: bool = False
+    """Only the sign of the reward."""
     max_frames: int = 108_000
-    """Emulator frames after which an episode is truncated."""
+    """Emulator frames after which an episode is truncated; 0 for no limit."""
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def noops(self) -> int:
+        """The largest number of no-ops at reset."""
+        return {"standard": 30, "paper": 0}[self.protocol] if self.noop_max is None else self.noop_max
+
+    def validate(self) -> None:
+        """Raise ValueError that names the field, for a value that has no meaning."""
+        size, probability = self.size, self.repeat_action_probability
+        checks = {
+            f"env.protocol: {self.protocol!r} must be 'standard' or 'paper'": self.protocol in ("standard", "paper"),
+            f"env.size: {size!r} must be one whole number of at least 1, or two: height and width": (
+                _is_whole(size, 1)
+                or (isinstance(size, tuple) and len(size) == 2 and all(_is_whole(side, 1) for side in size))
+            ),
+            f"env.repeat_action_probability: {probability!r} must be a number from 0 to 1": (
+                isinstance(probability, int | float) and 0 <= probability <= 1
+            ),
+        }
+        for name, least in {"frame_skip": 1, "frame_stack": 1, "noop_max": 0, "max_frames": 0}.items():
+            value = getattr(self, name)
+            fine = _is_whole(value, least) or (name == "noop_max" and value is None)
+            checks[f"env.{name}: {value!r} must be a whole number of at least {least}"] = fine
+        for name in ("grayscale", "pool", "fire_reset", "full_action_space", "life_loss_terminal", "clip_rewards"):
+            value = getattr(self, name)
+            checks[f"env.{name}: {value!r} must be True or False"] = isinstance(value, bool)
+        _refuse(checks)
 
 
 @dataclass(frozen=True)
@@ -223,7 +271,9 @@ class Config:
 
     def validate(self) -> None:
         """Raise ValueError, naming the field, if the values cannot work together."""
+        self.env.validate()
         t, vision = self.train, self.world_model.vision
+        height, width = self.env.frame_size
         first_batch = max(t.batch_length + t.batch_size, t.context + t.imagination_batch)
         scale = 2 ** vision.strides.count(2)
         checks = {
@@ -239,8 +289,11 @@ class Config:
             f"world_model.vision.strides: {vision.strides} must hold a 1 or 2 for each of the {len(vision.channels)}"
             " channels": len(vision.strides) == len(vision.channels) and set(vision.strides) <= {1, 2},
             f"world_model.vision.kernel: {vision.kernel} must be odd": vision.kernel % 2 == 1,
-            f"env.size: {self.env.size} must be a multiple of {scale}, the encoder's total stride": (
-                self.env.size > 0 and self.env.size % scale == 0
+            f"env.size: {self.env.size} must be square, a multiple of {scale}, the encoder's total stride": (
+                height == width and height % scale == 0
+            ),
+            f"env.frame_stack: {self.env.frame_stack} must be 1: the world model's state is its memory": (
+                self.env.frame_stack == 1
             ),
             f"train.context: {t.context} must be at least 2": t.context >= 2,
             f"seed: {self.seed} must not be negative": self.seed >= 0,
@@ -250,9 +303,7 @@ class Config:
         checks[f"log.eval_episodes: {self.log.eval_episodes} must not be negative"] = self.log.eval_episodes >= 0
         for name in ("log_every", "image_every", "checkpoint_every", "eval_envs"):
             checks[f"log.{name}: {getattr(self.log, name)} must be at least 1"] = getattr(self.log, name) >= 1
-        for message, fine in checks.items():
-            if not fine:
-                raise ValueError(message)
+        _refuse(checks)
 
     def to_json(self) -> str:
         """The config as indented JSON; `from_json` reads it back."""
@@ -276,6 +327,17 @@ class Config:
             raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _refuse(checks: dict[str, bool]) -> None:
+    """Raise ValueError with the first message whose check failed."""
+    for message, fine in checks.items():
+        if not fine:
+            raise ValueError(message)
 
 
 def _structure(cls: Any, values: Any, where: str) -> Any:

@@ -45,10 +45,12 @@ def evaluate(config: Config, learner: Learner, *, episodes: int, greedy: bool, s
     """Play `episodes` episodes to their ends; returns one record each.
 
     Several environments are stepped together. Each plays a share of the episodes that is fixed beforehand, because
-    taking the first to finish would favour short episodes. Environment i is seeded with `seed + i`.
+    taking the first to finish would favour short episodes. Environment i is seeded with `seed + i`. Games go on to
+    their ends and rewards count in full, whatever training sees of them.
     """
     count = min(config.log.eval_envs, episodes)
-    envs = [make_env(config.game, config.env) for _ in range(count)]
+    env_config = dataclasses.replace(config.env, life_loss_terminal=False, clip_rewards=False)
+    envs = [make_env(config.game, env_config) for _ in range(count)]
     left = [episodes // count + (i < episodes % count) for i in range(count)]
     player = Player(learner.world_model, learner.agent, count, greedy=greedy)
     frames = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])

@@ -29,7 +29,7 @@ class Learner:
         self.config = config
         self.device = device
         model_config = config.world_model
-        self.world_model = WorldModel(model_config, config.env.size, channels, actions).to(device).eval()
+        self.world_model = WorldModel(model_config, config.env.frame_size[0], channels, actions).to(device).eval()
         self.agent = ActorCritic(
             config.agent, self.world_model.features, actions, model_config.bins, model_config.bin_limit
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from typing import Any
+from typing import Any, ClassVar
 
 import ale_py
 import gymnasium
@@ -18,7 +18,7 @@ gymnasium.register_envs(ale_py)
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 
 Frame = NDArray[np.uint8]
-NOOP_MAX = 30
+NOOP, FIRE = ale_py.Action.NOOP.value, ale_py.Action.FIRE.value
 
 
 def atari_games() -> list[str]:
@@ -28,21 +28,25 @@ def atari_games() -> list[str]:
 
 
 class AtariEnv(gymnasium.Env[Frame, np.int64]):
-    """One Atari game: four emulator frames per step, the last two pooled, resized by area.
+    """One Atari game: by default four emulator frames per step, the last two pooled, resized by area.
 
-    Sticky actions are off and the action set is minimal, as in Atari100k. The first `reset` must be given a seed for a
-    reproducible run; later ones without a seed go on with the same random numbers. `info` holds `lives` and
-    `life_lost`.
+    With the same seed, options and actions it equals `gymnasium.wrappers.AtariPreprocessing`, no-ops and sticky actions
+    included. The first `reset` must be given a seed for a reproducible run; later ones without a seed go on with the
+    same random numbers. `info` holds `lives` and `life_lost`.
 
     Args:
         game: name as in `ALE/<game>-v5`.
-        config: protocol, frame size, channels and frame skip.
+        config: all options. Observations are uint8 `[H, W, C]`, with a stack `[frame_stack, H, W, C]`.
 
     Raises:
-        ValueError: for an unknown game; the message names the nearest ones.
+        ValueError: for an unknown game; the message names the nearest ones. For an option that has no meaning.
     """
 
+    info_fields: ClassVar[dict[str, type[np.generic]]] = {"lives": np.int64, "life_lost": np.bool_}
+    """What every `info` holds, with the types."""
+
     def __init__(self, game: str, config: EnvConfig) -> None:
+        config.validate()
         games = atari_games()
         if game not in games:
             raise ValueError(f"game: {game!r} is no Atari game{did_you_mean(game, games)}")
@@ -50,43 +54,62 @@ class AtariEnv(gymnasium.Env[Frame, np.int64]):
             f"ALE/{game}-v5",
             obs_type="grayscale",
             frameskip=1,
-            repeat_action_probability=0.0,
-            full_action_space=False,
+            repeat_action_probability=0.0,  # The stepper repeats them, for the emulator's state would not hold them.
+            full_action_space=config.full_action_space,
             max_num_frames_per_episode=config.max_frames,
         ).unwrapped
         assert isinstance(ale_env, _AleEnv)
         self._env = ale_env
         self._stepper = AtariStepper(
-            ale_env.ale, frame_skip=config.frame_skip, size=(config.size, config.size), grayscale=config.grayscale
+            ale_env.ale,
+            frame_skip=config.frame_skip,
+            size=config.frame_size,
+            grayscale=config.grayscale,
+            pool=config.pool,
+            stack=config.frame_stack,
+            repeat_action_probability=config.repeat_action_probability,
+            life_loss_terminal=config.life_loss_terminal,
         )
-        self._noop_max = NOOP_MAX if config.protocol == "standard" else 0
-        self._actions = [action.value for action in ale_env.ale.getMinimalActionSet()]
-        self._lives = 0
-        shape = (config.size, config.size, 1 if config.grayscale else 3)
-        self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
+        self._noop_max = config.noops
+        self._clip_rewards = config.clip_rewards
+        self._actions = [action.value for action in ale_env._action_set]
+        self._fire = config.fire_reset and FIRE in self._actions
+        stack = () if config.frame_stack == 1 else (config.frame_stack,)
+        self._shape = (*stack, *config.frame_size, 1 if config.grayscale else 3)
+        self.observation_space = gymnasium.spaces.Box(0, 255, self._shape, np.uint8)
         self.action_space: gymnasium.spaces.Discrete = gymnasium.spaces.Discrete(len(self._actions))
+        _, seed = ale_env.seed_game()
+        self._stepper.begin(int(seed))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
-        super().reset(seed=seed, options=options)
-        self._env.reset(seed=seed, options=options)
-        if self._noop_max:
-            for _ in range(int(self._env.np_random.integers(1, self._noop_max + 1))):
-                self._env.ale.act(0)
-                if self._env.ale.game_over():
-                    self._env.reset()
-        self._lives = self._env.ale.lives()
-        frame = self._new_frame()
-        self._stepper.reset(frame)
-        return frame, {"lives": self._lives, "life_lost": False}
+        frame = np.empty(self._shape, np.uint8)
+        return frame, self.reset_into(frame, seed=seed, options=options)
 
     def step(self, action: np.int64 | int) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
+        frame = np.empty(self._shape, np.uint8)
+        return frame, *self.step_into(action, frame)
+
+    def reset_into(
+        self, out: Frame, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """`reset` that writes the observation to `out`, C-contiguous and of the observation's shape; gives the info."""
+        super().reset(seed=seed, options=options)
+        self._restart(seed)
+        if self._noop_max:
+            for _ in range(int(self._env.np_random.integers(1, self._noop_max + 1))):
+                self._play(NOOP, seed)
+        if self._fire:
+            self._play(FIRE, seed)
+        return {"lives": self._stepper.reset(out), "life_lost": False}
+
+    def step_into(self, action: np.int64 | int, out: Frame) -> tuple[float, bool, bool, dict[str, Any]]:
+        """`step` that writes the observation to `out`; gives reward, terminated, truncated, info."""
         if not 0 <= action < len(self._actions):
             raise ValueError(f"action: {action} is out of range; expected 0 to {len(self._actions) - 1}")
-        frame = self._new_frame()
-        reward, terminated, truncated, lives = self._stepper.step(self._actions[action], frame)
-        life_lost = lives < self._lives
-        self._lives = lives
-        return frame, reward, terminated, truncated, {"lives": lives, "life_lost": life_lost}
+        reward, terminated, truncated, lives, life_lost = self._stepper.step(self._actions[action], out)
+        if self._clip_rewards:
+            reward = float(np.sign(reward))
+        return reward, terminated, truncated, {"lives": lives, "life_lost": life_lost}
 
     def render(self) -> Frame:
         """The emulator's own picture, `[210, 160, 3]` for most games."""
@@ -98,24 +121,28 @@ class AtariEnv(gymnasium.Env[Frame, np.int64]):
         return pickle.dumps(
             {
                 "ale": self._env.ale.cloneSystemState(),
-                "screens": self._stepper.state(),
+                "stepper": self._stepper.state(),
                 "random": self._env.np_random.bit_generator.state,
-                "lives": self._lives,
             }
         )
 
     def set_state(self, state: bytes) -> None:
-        """Go on from what `get_state` returned, in any process. The environment must have been reset once."""
+        """Go on from what `get_state` returned, in any process."""
         values = pickle.loads(state)
         self._env.ale.restoreSystemState(values["ale"])
-        self._stepper.set_state(values["screens"])
+        self._stepper.set_state(values["stepper"])
         self._env.np_random.bit_generator.state = values["random"]
-        self._lives = values["lives"]
 
-    def _new_frame(self) -> Frame:
-        shape = self.observation_space.shape
-        assert shape is not None
-        return np.empty(shape, np.uint8)
+    def _restart(self, seed: int | None) -> None:
+        """A new game; with a seed, random numbers begin again."""
+        _, info = self._env.reset(seed=seed)
+        self._stepper.begin(int(info["seeds"][1]) if seed is not None else None)
+
+    def _play(self, action: int, seed: int | None) -> None:
+        """One emulator frame at reset. If it ends the game another begins, with the seed as in Gymnasium's wrapper."""
+        self._stepper.act(action)
+        if self._env.ale.game_over():
+            self._restart(seed)
 
 
 def make_atari(game: str, config: EnvConfig | None = None) -> AtariEnv:

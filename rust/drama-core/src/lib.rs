@@ -11,10 +11,11 @@ mod sampler;
 mod schema;
 mod snapshot;
 mod starts;
+mod sticky;
 mod transition;
 
 pub use error::{Error, Result};
-pub use frame::{AreaResize, Colours, Screens, Slot};
+pub use frame::{AreaResize, Colours, Screens, Slot, Source, Stack};
 pub use gather::{Layout, gather, gather_sequences};
 pub use rand_chacha::ChaCha8Rng;
 pub use ring::Ring;
@@ -22,4 +23,5 @@ pub use sampler::{Counters, DynamicFrequency, Priorities, Prioritized, Role, dra
 pub use schema::{DType, Field, Schema};
 pub use snapshot::{Saved, load, load_stored, save};
 pub use starts::Starts;
+pub use sticky::Sticky;
 pub use transition::{Steps, gather_transitions, reward};

@@ -1,7 +1,7 @@
-//! Resize by area against its definition, and the colour table.
+//! Resize by area against its definition, the colour table, stacks, sticky actions.
 #![allow(missing_docs)]
 
-use drama_core::{AreaResize, Colours, Screens, Slot};
+use drama_core::{AreaResize, Colours, Screens, Slot, Source, Stack, Sticky};
 use proptest::prelude::*;
 
 /// Average over the rectangle that one target pixel covers, in f64.
@@ -39,7 +39,7 @@ proptest! {
         let image: Vec<u8> =
             (0..source.0 * source.1 * 3).map(|i| ((i as u32).wrapping_mul(2_654_435_761) ^ seed) as u8).collect();
         let mut out = vec![0; target.0 * target.1 * 3];
-        AreaResize::new(source, target).unwrap().apply::<3, 3>(&image, &mut out).unwrap();
+        AreaResize::new(source, target).unwrap().apply::<3, 3>(&image, &vec![true; source.0], &mut out);
         for (got, expected) in out.iter().zip(naive(&image, source, target, 3)) {
             // Half a level of rounding, and a trace of f32.
             prop_assert!((f64::from(*got) - expected).abs() < 0.501, "{got} {expected}");
@@ -63,18 +63,149 @@ fn colours_are_learnt_and_pooled_by_channel() {
     assert!(!screens.take(Slot::Last, &[4, 6]).unwrap());
     screens.learn(&[4, 6], &[10, 200, 30, 1, 2, 3]).unwrap();
     assert!(screens.take(Slot::Last, &[4, 6]).unwrap());
+    screens.compose(Source::Last);
+    assert_eq!(screens.frame(), [10, 200, 30, 1, 2, 3]);
     assert!(screens.take(Slot::Previous, &[6, 4]).unwrap());
     assert!(!screens.take(Slot::Previous, &[6, 8]).unwrap());
     screens.learn(&[8, 8], &[50, 0, 250, 50, 0, 250]).unwrap();
-    screens.take(Slot::Previous, &[8, 8]).unwrap();
-    screens.pool();
-    let mut out = [0; 6];
-    screens.show(&mut out).unwrap();
-    assert_eq!(out, [50, 200, 250, 50, 2, 250]);
-    let state = (screens.screen(Slot::Last).to_vec(), screens.screen(Slot::Previous).to_vec());
+    assert!(screens.take(Slot::Previous, &[8, 8]).unwrap());
+    screens.compose(Source::Both);
+    assert_eq!(screens.frame(), [50, 200, 250, 50, 2, 250]);
     let mut restored = Screens::new(1, 2, (1, 2), Colours::Rgb).unwrap();
-    restored.set_screens(&state.0, &state.1).unwrap();
-    restored.show(&mut out).unwrap();
-    assert_eq!(out, [50, 200, 250, 50, 2, 250]);
-    assert!(restored.set_screens(&state.0, &state.1[1..]).is_err());
+    restored.set_state(screens.state()).unwrap();
+    assert_eq!(restored.frame(), screens.frame());
+    assert!(restored.set_state(&screens.state()[1..]).is_err());
+}
+
+/// What `Screens` shows, from the whole screens each time.
+struct Model {
+    palette: Vec<[u8; 3]>,
+    indices: [Vec<u8>; 2],
+    shown: Vec<u8>,
+}
+
+impl Model {
+    fn colours(&self, slot: Slot) -> Vec<u8> {
+        self.indices[slot as usize].iter().flat_map(|&index| self.palette[usize::from(index)]).collect()
+    }
+
+    fn compose(&mut self, source: Source) {
+        let (last, previous) = (self.colours(Slot::Last), self.colours(Slot::Previous));
+        let brighter = |a: &[u8], b: &[u8]| a.iter().zip(b).map(|(a, b)| *a.max(b)).collect();
+        self.shown = match source {
+            Source::Last => last,
+            Source::Both => brighter(&last, &previous),
+            Source::ShownAndPrevious => brighter(&self.shown, &previous),
+        };
+    }
+}
+
+const SCREEN: (usize, usize) = (8, 6);
+
+/// Edits of a screen: a rectangle of one colour, which leaves some rows and makes others alike.
+fn edits() -> impl Strategy<Value = Vec<(usize, usize, usize, usize, u8)>> {
+    proptest::collection::vec((0..SCREEN.0, 0..SCREEN.1, 0..5_usize, 0..7_usize, 0..12_u8), 0..3)
+}
+
+fn sources() -> impl Strategy<Value = Source> {
+    prop_oneof![4 => Just(Source::Both), 1 => Just(Source::Last), 1 => Just(Source::ShownAndPrevious)]
+}
+
+proptest! {
+    /// Only changed rows are redone; no sequence of screens may show that.
+    #[test]
+    fn frames_equal_those_made_afresh(
+        steps in proptest::collection::vec((edits(), edits(), sources(), any::<bool>()), 1..12),
+        target in (1..=SCREEN.0, 1..=SCREEN.1),
+    ) {
+        let palette = (0..12_u8).map(|index| [index * 20, 255 - index * 11, index.wrapping_mul(77)]).collect();
+        let blank = || vec![0; SCREEN.0 * SCREEN.1];
+        let mut model = Model { palette, indices: [blank(), blank()], shown: vec![0; SCREEN.0 * SCREEN.1 * 3] };
+        let mut screens = Screens::new(SCREEN.0, SCREEN.1, target, Colours::Rgb).unwrap();
+        let mut resize = AreaResize::new(SCREEN, target).unwrap();
+        for (previous, last, source, restore) in steps {
+            for (slot, edits) in [(Slot::Previous, previous), (Slot::Last, last)] {
+                if slot == Slot::Last && source == Source::ShownAndPrevious {
+                    continue;
+                }
+                let indices = &mut model.indices[slot as usize];
+                for (top, left, height, width, colour) in edits {
+                    for row in indices.chunks_exact_mut(SCREEN.1).skip(top).take(height) {
+                        row.iter_mut().skip(left).take(width).for_each(|pixel| *pixel = colour);
+                    }
+                }
+                let indices = indices.clone();
+                if !screens.take(slot, &indices).unwrap() {
+                    screens.learn(&indices, &model.colours(slot)).unwrap();
+                    prop_assert!(screens.take(slot, &indices).unwrap());
+                }
+            }
+            screens.compose(source);
+            model.compose(source);
+            let mut expected = vec![0; target.0 * target.1 * 3];
+            resize.apply::<3, 3>(&model.shown, &[true; SCREEN.0], &mut expected);
+            prop_assert_eq!(screens.frame(), &expected[..]);
+            if restore {
+                let state = screens.state().to_vec();
+                screens.set_state(&state).unwrap();
+                prop_assert_eq!(screens.frame(), &expected[..]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_stack_holds_the_newest_frames(depth in 1..5_usize, pushes in 0..9_u8, restore in 0..9_u8) {
+        let mut stack = Stack::new(depth, 2).unwrap();
+        let mut out = vec![9; 2 * depth];
+        let mut expected = vec![100; depth];
+        stack.fill(&[100, 100]);
+        for frame in 0..pushes {
+            stack.push(&[frame, frame]);
+            expected.remove(0);
+            expected.push(frame);
+            stack.write(&mut out);
+            let doubled: Vec<u8> = expected.iter().flat_map(|&frame| [frame, frame]).collect();
+            prop_assert_eq!(&out, &doubled);
+            if frame == restore {
+                stack = Stack::new(depth, 2).unwrap();
+                stack.read(&out).unwrap();
+            }
+        }
+        prop_assert!(stack.read(&out[1..]).is_err());
+    }
+}
+
+#[test]
+fn a_stack_of_nothing_is_refused() {
+    assert!(Stack::new(0, 5).is_err());
+    assert!(Stack::new(usize::MAX, 5).is_err());
+}
+
+#[test]
+fn sticky_actions_repeat_as_the_generator_says() {
+    let first = |probability: f64| {
+        let mut sticky = Sticky::new(probability).unwrap();
+        sticky.seed(5489);
+        sticky.choose(7)
+    };
+    // A 32-bit Mersenne Twister with its usual seed begins with 3499211612, which is 0.81472 of 2 to the 32.
+    assert_eq!((first(0.8147), first(0.8148)), (7, 0));
+
+    let mut sticky = Sticky::new(0.75).unwrap();
+    let chosen: Vec<i64> = (1..=5000).map(|action| sticky.choose(action)).collect();
+    let new = chosen.iter().zip(1..).filter(|&(&got, wanted)| got == wanted).count();
+    assert!((1150..1350).contains(&new), "{new}");
+    let (words, next, action) = sticky.state();
+    let mut restored = Sticky::new(0.75).unwrap();
+    restored.set_state(words, next, action).unwrap();
+    for wanted in 0..2000 {
+        assert_eq!(restored.choose(wanted), sticky.choose(wanted));
+    }
+    assert!(restored.set_state(&[1, 2], 0, 0).is_err());
+    assert!(restored.set_state(&[0; 624], 625, 0).is_err());
+    sticky.forget();
+    assert_eq!(sticky.state().2, 0);
+    for probability in [-0.1, 1.1, f64::NAN] {
+        assert!(Sticky::new(probability).is_err());
+    }
 }

@@ -2,8 +2,8 @@
 
 use std::sync::{Mutex, MutexGuard};
 
-use drama_core::{Colours, Screens, Slot};
-use numpy::{PyArray1, PyArray3, PyArrayMethods, PyReadwriteArray3, PyUntypedArray, PyUntypedArrayMethods};
+use drama_core::{Colours, Screens, Slot, Source, Stack, Sticky};
+use numpy::{PyArray1, PyArrayDyn, PyArrayMethods, PyReadwriteArrayDyn, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::{
     exceptions::{PyRuntimeError, PyValueError},
     intern,
@@ -16,37 +16,53 @@ use crate::{
     error::to_python,
 };
 
-/// Frame skip, maximum over the last two frames and resize by area, as `gymnasium.wrappers.AtariPreprocessing` does
-/// them, around an `ale_py.ALEInterface` with a game loaded.
+/// Random numbers of the sticky actions, where they stand, and the action that may be repeated.
+type StickyState = (Vec<u32>, usize, i64);
+
+/// Frame skip, maximum over the last two frames, resize by area and stack, as
+/// `gymnasium.wrappers.AtariPreprocessing` and `FrameStackObservation` do them, around an `ale_py.ALEInterface` with a
+/// game loaded.
 #[pyclass(frozen, module = "drama._native")]
 pub(crate) struct AtariStepper {
     ale: Py<PyAny>,
     act: Py<PyAny>,
     game_over: Py<PyAny>,
+    lives: Py<PyAny>,
+    get_screen: Py<PyAny>,
     game_over_options: Py<PyDict>,
     /// The emulator draws here: colour indices, and colours when one is to be learnt.
     indices: Py<PyUntypedArray>,
     rendered: Py<PyUntypedArray>,
     render: &'static str,
     frame_skip: usize,
-    shape: [usize; 3],
-    screens: Mutex<Screens>,
+    pool: bool,
+    life_loss_terminal: bool,
+    shape: Vec<usize>,
+    game: Mutex<Game>,
+}
+
+/// What changes from step to step.
+struct Game {
+    screens: Screens,
+    stack: Stack,
+    sticky: Option<Sticky>,
+    lives: i64,
 }
 
 impl AtariStepper {
     /// Python code called on the way could come back here, so nothing waits for the lock.
-    fn screens(&self) -> PyResult<MutexGuard<'_, Screens>> {
-        self.screens.try_lock().map_err(|_| PyRuntimeError::new_err("the stepper is in use by another call"))
+    fn game(&self) -> PyResult<MutexGuard<'_, Game>> {
+        self.game.try_lock().map_err(|_| PyRuntimeError::new_err("the stepper is in use by another call"))
     }
 
-    fn output<'py>(&self, out: &Bound<'py, PyAny>) -> PyResult<PyReadwriteArray3<'py, u8>> {
-        let shape = self.shape;
+    fn output<'py>(&self, out: &Bound<'py, PyAny>) -> PyResult<PyReadwriteArrayDyn<'py, u8>> {
+        let shape = &self.shape;
         let refuse = |got: String| {
             PyValueError::new_err(format!(
                 "out: got {got}, expected a writable C-contiguous uint8 array of shape {shape:?}"
             ))
         };
-        let Ok(array) = out.cast::<PyArray3<u8>>() else {
+        let Ok(array) = out.cast::<PyArrayDyn<u8>>() else {
             return Err(refuse(match out.cast::<PyUntypedArray>() {
                 Ok(array) => format!("dtype {} and shape {:?}", array.dtype(), array.shape()),
                 Err(_) => out.get_type().name()?.to_string(),
@@ -63,32 +79,34 @@ impl AtariStepper {
 
     /// Takes the emulator's screen, asking it for colours only where one is new.
     fn grab(&self, py: Python<'_>, screens: &mut Screens, slot: Slot) -> PyResult<()> {
-        let (ale, indices) = (self.ale.bind(py), self.indices.bind(py));
-        ale.call_method1(intern!(py, "getScreen"), (indices,))?;
+        let indices = self.indices.bind(py);
+        self.get_screen.bind(py).call1((indices,))?;
         if !screens.take(slot, bytes(indices)).map_err(to_python)? {
             let rendered = self.rendered.bind(py);
-            ale.call_method1(self.render, (rendered,))?;
+            self.ale.bind(py).call_method1(self.render, (rendered,))?;
             screens.learn(bytes(indices), bytes(rendered)).map_err(to_python)?;
             screens.take(slot, bytes(indices)).map_err(to_python)?;
         }
         Ok(())
     }
 
-    fn show(&self, py: Python<'_>, screens: &mut Screens, out: &mut PyReadwriteArray3<'_, u8>) -> PyResult<()> {
-        let out = out.as_slice_mut()?;
-        let pooled = self.frame_skip > 1;
-        py.detach(|| {
-            if pooled {
-                screens.pool();
-            }
-            screens.show(out)
-        })
-        .map_err(to_python)
+    /// One emulator frame.
+    fn frame(&self, py: Python<'_>, game: &mut Game, action: i64) -> PyResult<f64> {
+        let action = game.sticky.as_mut().map_or(action, |sticky| sticky.choose(action));
+        self.act.bind(py).call1((action,))?.extract()
+    }
+
+    fn lives(&self, py: Python<'_>) -> PyResult<i64> {
+        self.lives.bind(py).call0()?.extract()
     }
 
     /// Whether the game has ended, and whether it was cut off.
     fn ended(&self, py: Python<'_>) -> PyResult<(bool, bool)> {
-        let terminated = self.game_over.bind(py).call((), Some(self.game_over_options.bind(py)))?;
+        let game_over = self.game_over.bind(py);
+        if !game_over.call0()?.extract::<bool>()? {
+            return Ok((false, false));
+        }
+        let terminated = game_over.call((), Some(self.game_over_options.bind(py)))?;
         let truncated = self.ale.bind(py).call_method0(intern!(py, "game_truncated"))?;
         Ok((terminated.extract()?, truncated.extract()?))
     }
@@ -97,18 +115,34 @@ impl AtariStepper {
 #[pymethods]
 impl AtariStepper {
     #[new]
-    #[pyo3(signature = (ale, *, frame_skip, size, grayscale))]
-    fn new(ale: &Bound<'_, PyAny>, frame_skip: i64, size: (i64, i64), grayscale: bool) -> PyResult<Self> {
+    #[pyo3(signature = (
+        ale, *, frame_skip, size, grayscale, pool = true, stack = 1, repeat_action_probability = 0.0,
+        life_loss_terminal = false
+    ))]
+    #[allow(clippy::too_many_arguments)] // Keywords in Python.
+    fn new(
+        ale: &Bound<'_, PyAny>,
+        frame_skip: i64,
+        size: (i64, i64),
+        grayscale: bool,
+        pool: bool,
+        stack: i64,
+        repeat_action_probability: f64,
+        life_loss_terminal: bool,
+    ) -> PyResult<Self> {
         let py = ale.py();
         let frame_skip = self::size("frame_skip", frame_skip)?;
         if frame_skip == 0 {
             return Err(PyValueError::new_err("frame_skip must be at least 1, got 0"));
         }
         let size = (self::size("size", size.0)?, self::size("size", size.1)?);
+        let depth = self::size("stack", stack)?;
         let (height, width): (usize, usize) = ale.call_method0(intern!(py, "getScreenDims"))?.extract()?;
         let (colours, render) =
             if grayscale { (Colours::Gray, "getScreenGrayscale") } else { (Colours::Rgb, "getScreenRGB") };
         let screens = Screens::new(height, width, size, colours).map_err(to_python)?;
+        let stack = Stack::new(depth, screens.frame().len()).map_err(to_python)?;
+        let sticky = Sticky::new(repeat_action_probability).map_err(to_python)?;
         let screen = |channels: usize| PyArray1::<u8>::zeros(py, height * width * channels, false);
         let rendered = if grayscale {
             screen(1).reshape([height, width])?.into_any()
@@ -117,60 +151,135 @@ impl AtariStepper {
         };
         let game_over_options = PyDict::new(py);
         game_over_options.set_item("with_truncation", false)?;
+        let frame = [size.0, size.1, colours.channels()];
         Ok(Self {
             act: ale.getattr(intern!(py, "act"))?.unbind(),
             game_over: ale.getattr(intern!(py, "game_over"))?.unbind(),
+            lives: ale.getattr(intern!(py, "lives"))?.unbind(),
+            get_screen: ale.getattr(intern!(py, "getScreen"))?.unbind(),
             game_over_options: game_over_options.unbind(),
             ale: ale.clone().unbind(),
             indices: screen(1).reshape([height, width])?.into_any().cast_into::<PyUntypedArray>()?.unbind(),
             rendered: rendered.cast_into::<PyUntypedArray>()?.unbind(),
             render,
             frame_skip,
-            shape: [size.0, size.1, colours.channels()],
-            screens: Mutex::new(screens),
+            pool: pool && frame_skip > 1,
+            life_loss_terminal,
+            shape: if depth == 1 { frame.to_vec() } else { [&[depth], &frame[..]].concat() },
+            game: Mutex::new(Game {
+                screens,
+                stack,
+                sticky: (repeat_action_probability > 0.0).then_some(sticky),
+                lives: 0,
+            }),
         })
     }
 
-    /// Starts from the emulator's present screen and writes the observation to `out`.
-    fn reset(&self, out: &Bound<'_, PyAny>) -> PyResult<()> {
-        let py = out.py();
-        let (mut out, mut screens) = (self.output(out)?, self.screens()?);
-        self.grab(py, &mut screens, Slot::Last)?;
-        screens.clear_previous();
-        self.show(py, &mut screens, &mut out)
+    /// To be called where the emulator was reset; `seed` is the seed that it was given, if any.
+    #[pyo3(signature = (seed = None))]
+    fn begin(&self, seed: Option<u32>) -> PyResult<()> {
+        if let Some(sticky) = &mut self.game()?.sticky {
+            sticky.forget();
+            if let Some(seed) = seed {
+                sticky.seed(seed);
+            }
+        }
+        Ok(())
     }
 
-    /// Repeats `action` and writes the observation to `out`; gives reward, terminated, truncated and lives.
-    fn step(&self, action: i64, out: &Bound<'_, PyAny>) -> PyResult<(f64, bool, bool, i64)> {
+    /// Plays one emulator frame that is not shown.
+    fn act(&self, py: Python<'_>, action: i64) -> PyResult<f64> {
+        self.frame(py, &mut *self.game()?, action)
+    }
+
+    /// Starts from the emulator's present screen and writes the observation to `out`; gives the lives.
+    fn reset(&self, out: &Bound<'_, PyAny>) -> PyResult<i64> {
         let py = out.py();
-        let (mut out, mut screens) = (self.output(out)?, self.screens()?);
-        let act = self.act.bind(py);
-        let (mut reward, mut terminated, mut truncated) = (0.0, false, false);
+        let (mut out, mut game) = (self.output(out)?, self.game()?);
+        let Game { screens, stack, lives, .. } = &mut *game;
+        self.grab(py, screens, Slot::Last)?;
+        *lives = self.lives(py)?;
+        let out = out.as_slice_mut()?;
+        py.detach(|| {
+            screens.compose(Source::Last);
+            stack.fill(screens.frame());
+            stack.write(out);
+        });
+        Ok(*lives)
+    }
+
+    /// Repeats `action` and writes the observation to `out`; gives reward, terminated, truncated, lives and whether
+    /// one was lost.
+    fn step(&self, action: i64, out: &Bound<'_, PyAny>) -> PyResult<(f64, bool, bool, i64, bool)> {
+        let py = out.py();
+        let (mut out, mut game) = (self.output(out)?, self.game()?);
+        let game = &mut *game;
+        let (mut reward, mut terminated, mut truncated, mut lives) = (0.0, false, false, game.lives);
+        let mut source = None;
         for left in (0..self.frame_skip).rev() {
-            reward += act.call1((action,))?.extract::<f64>()?;
+            reward += self.frame(py, game, action)?;
             (terminated, truncated) = self.ended(py)?;
+            if self.life_loss_terminal {
+                let before = std::mem::replace(&mut lives, self.lives(py)?);
+                terminated |= lives < before;
+            }
             if terminated || truncated {
                 break;
             }
             match left {
-                1 => self.grab(py, &mut screens, Slot::Previous)?,
-                0 => self.grab(py, &mut screens, Slot::Last)?,
+                1 if self.pool => {
+                    self.grab(py, &mut game.screens, Slot::Previous)?;
+                    source = Some(Source::ShownAndPrevious);
+                }
+                0 => {
+                    self.grab(py, &mut game.screens, Slot::Last)?;
+                    source = Some(if self.pool { Source::Both } else { Source::Last });
+                }
                 _ => {}
             }
         }
-        self.show(py, &mut screens, &mut out)?;
-        let lives = self.ale.bind(py).call_method0(intern!(py, "lives"))?.extract()?;
-        Ok((reward, terminated, truncated, lives))
+        let Game { screens, stack, .. } = game;
+        let out = out.as_slice_mut()?;
+        py.detach(|| {
+            if let Some(source) = source {
+                screens.compose(source);
+            }
+            stack.push(screens.frame());
+            stack.write(out);
+        });
+        let lives = self.lives(py)?;
+        let before = std::mem::replace(&mut game.lives, lives);
+        Ok((reward, terminated, truncated, lives, lives < before))
     }
 
-    /// The two screens that the next step may still show, for `set_state`.
-    fn state<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyBytes>, Bound<'py, PyBytes>)> {
-        let screens = self.screens()?;
-        Ok((PyBytes::new(py, screens.screen(Slot::Last)), PyBytes::new(py, screens.screen(Slot::Previous))))
+    /// What decides the future beside the emulator's own state, for `set_state`.
+    #[allow(clippy::type_complexity)] // One value, opaque to its users.
+    fn state<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<(Bound<'py, PyBytes>, Bound<'py, PyBytes>, Option<StickyState>, i64)> {
+        let game = self.game()?;
+        let mut frames = vec![0; game.stack.nbytes()];
+        game.stack.write(&mut frames);
+        let sticky = game.sticky.as_ref().map(|sticky| {
+            let (words, next, action) = sticky.state();
+            (words.to_vec(), next, action)
+        });
+        Ok((PyBytes::new(py, game.screens.state()), PyBytes::new(py, &frames), sticky, game.lives))
     }
 
     /// Takes over what `state` gave.
-    fn set_state(&self, state: (Vec<u8>, Vec<u8>)) -> PyResult<()> {
-        self.screens()?.set_screens(&state.0, &state.1).map_err(to_python)
+    fn set_state(&self, state: (Vec<u8>, Vec<u8>, Option<StickyState>, i64)) -> PyResult<()> {
+        let mut game = self.game()?;
+        let (screen, frames, sticky, lives) = state;
+        game.screens.set_state(&screen).map_err(to_python)?;
+        game.stack.read(&frames).map_err(to_python)?;
+        match (&mut game.sticky, sticky) {
+            (Some(own), Some((words, next, action))) => own.set_state(&words, next, action).map_err(to_python)?,
+            (None, None) => {}
+            _ => return Err(PyValueError::new_err("the state is of other sticky actions: one has none")),
+        }
+        game.lives = lives;
+        Ok(())
     }
 }

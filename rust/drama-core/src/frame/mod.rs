@@ -1,0 +1,229 @@
+//! From emulator screens to observations: colours, maximum of two screens, resize by area, stack.
+//!
+//! Most rows of a game's screen stay as they were. Each stage redoes only what a changed row reaches.
+
+mod resize;
+mod stack;
+
+pub use resize::AreaResize;
+pub use stack::Stack;
+
+use crate::error::{Error, Result};
+
+/// Marks a colour that the table does not hold yet; the three bytes below hold the colour.
+const UNKNOWN: u32 = 1 << 24;
+
+/// What an observation shows of a colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Colours {
+    /// One channel.
+    Gray,
+    /// Three channels.
+    Rgb,
+}
+
+impl Colours {
+    /// Channels of an observation.
+    pub fn channels(self) -> usize {
+        match self {
+            Self::Gray => 1,
+            Self::Rgb => 3,
+        }
+    }
+
+    /// Bytes of a pixel inside: colours are padded so that a pixel is one machine word.
+    fn stride(self) -> usize {
+        match self {
+            Self::Gray => 1,
+            Self::Rgb => 4,
+        }
+    }
+}
+
+/// Which of the two screens that make an observation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slot {
+    /// The last frame of a step.
+    Last = 0,
+    /// The frame before it.
+    Previous = 1,
+}
+
+/// What an observation is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The last screen alone.
+    Last,
+    /// The maximum of both screens, channel by channel.
+    Both,
+    /// The maximum of what was shown before and the previous screen: the step ended on its last frame.
+    ShownAndPrevious,
+}
+
+/// One screen: its colour indices, and its colours.
+struct Screen {
+    indices: Vec<u8>,
+    colours: Vec<u8>,
+    /// Whether `colours` belong to `indices`.
+    valid: bool,
+}
+
+/// Two screens in colour, with the colour table that is learnt on the way, and the observation made of them.
+pub struct Screens {
+    colours: Colours,
+    height: usize,
+    width: usize,
+    table: [u32; 256],
+    taken: [Screen; 2],
+    pooled: Vec<u8>,
+    source: Option<Source>,
+    /// Rows of the screens that are not in `pooled` yet.
+    changed: Vec<bool>,
+    resize: AreaResize,
+    frame: Vec<u8>,
+}
+
+impl Screens {
+    /// Screens of `height` by `width` pixels, to be shown as `size` (height, width).
+    pub fn new(height: usize, width: usize, size: (usize, usize), colours: Colours) -> Result<Self> {
+        let bytes = height.checked_mul(width).and_then(|pixels| pixels.checked_mul(colours.stride()));
+        let Some(bytes) = bytes.filter(|&bytes| u32::try_from(bytes).is_ok()) else {
+            return Error::value(format!("a screen of {height} x {width} is too large"));
+        };
+        let resize = AreaResize::new((height, width), size)?;
+        let screen = || Screen { indices: vec![0; height * width], colours: vec![0; bytes], valid: false };
+        Ok(Self {
+            colours,
+            height,
+            width,
+            table: [UNKNOWN; 256],
+            taken: [screen(), screen()],
+            pooled: vec![0; bytes],
+            source: None,
+            changed: vec![true; height],
+            resize,
+            frame: vec![0; size.0 * size.1 * colours.channels()],
+        })
+    }
+
+    /// The observation, `[height, width, channels]`.
+    pub fn frame(&self) -> &[u8] {
+        &self.frame
+    }
+
+    /// What the next observation may still show of this one.
+    pub fn state(&self) -> &[u8] {
+        &self.pooled
+    }
+
+    /// Puts back what `state` gave.
+    pub fn set_state(&mut self, pooled: &[u8]) -> Result<()> {
+        let expected = self.pooled.len();
+        if pooled.len() != expected {
+            return Error::value(format!("a screen has {} bytes, expected {expected}", pooled.len()));
+        }
+        self.pooled.copy_from_slice(pooled);
+        self.source = None;
+        self.changed.fill(true);
+        self.show();
+        Ok(())
+    }
+
+    /// Takes a screen of colour indices. `false` where it has a colour not learnt yet; the screen must then be
+    /// taken again after `learn`.
+    pub fn take(&mut self, slot: Slot, indices: &[u8]) -> Result<bool> {
+        self.check("screen", indices.len(), 1)?;
+        let screen = &mut self.taken[slot as usize];
+        let pitch = self.width * self.colours.stride();
+        let mut seen = 0;
+        let rows = screen.indices.chunks_exact_mut(self.width).zip(indices.chunks_exact(self.width));
+        for (y, ((old, new), changed)) in rows.zip(&mut self.changed).enumerate() {
+            if screen.valid && old == new {
+                continue;
+            }
+            *changed = true;
+            old.copy_from_slice(new);
+            // Rows often repeat the one above, which is valid here in any case.
+            if y > 0 && new == &indices[(y - 1) * self.width..y * self.width] {
+                screen.colours.copy_within((y - 1) * pitch..y * pitch, y * pitch);
+            } else {
+                seen |= colour(self.colours, &self.table, new, &mut screen.colours[y * pitch..(y + 1) * pitch]);
+            }
+        }
+        screen.valid = seen & UNKNOWN == 0;
+        Ok(screen.valid)
+    }
+
+    /// Learns the colours of a screen from the emulator's own rendering of it, `[height, width, channels]`.
+    pub fn learn(&mut self, indices: &[u8], rendered: &[u8]) -> Result<()> {
+        let channels = self.colours.channels();
+        self.check("screen", indices.len(), 1)?;
+        self.check("rendered screen", rendered.len(), channels)?;
+        for (&index, colour) in indices.iter().zip(rendered.chunks_exact(channels)) {
+            self.table[usize::from(index)] = colour.iter().rev().fold(0, |word, &byte| word << 8 | u32::from(byte));
+        }
+        Ok(())
+    }
+
+    fn check(&self, what: &str, bytes: usize, channels: usize) -> Result<()> {
+        let expected = self.height * self.width * channels;
+        if bytes != expected {
+            return Error::value(format!("the {what} has {bytes} bytes, expected {expected}"));
+        }
+        Ok(())
+    }
+
+    /// Makes the observation of the screens taken.
+    pub fn compose(&mut self, source: Source) {
+        if self.source != Some(source) || source == Source::ShownAndPrevious {
+            self.changed.fill(true);
+        }
+        self.source = Some(source);
+        let pitch = self.width * self.colours.stride();
+        let [last, previous] = [Slot::Last, Slot::Previous].map(|slot| &self.taken[slot as usize].colours);
+        for y in (0..self.height).filter(|&y| self.changed[y]) {
+            let row = y * pitch..(y + 1) * pitch;
+            let pooled = &mut self.pooled[row.clone()];
+            if source != Source::ShownAndPrevious {
+                pooled.copy_from_slice(&last[row.clone()]);
+            }
+            if source != Source::Last {
+                for (pixel, &other) in pooled.iter_mut().zip(&previous[row]) {
+                    *pixel = (*pixel).max(other);
+                }
+            }
+        }
+        self.show();
+    }
+
+    /// Resizes the changed rows of what is pooled.
+    fn show(&mut self) {
+        match self.colours {
+            Colours::Gray => self.resize.apply::<1, 1>(&self.pooled, &self.changed, &mut self.frame),
+            Colours::Rgb => self.resize.apply::<4, 3>(&self.pooled, &self.changed, &mut self.frame),
+        }
+        self.changed.fill(false);
+    }
+}
+
+/// Looks up the colours of a row of indices; gives all table entries seen, one on top of the other.
+fn colour(colours: Colours, table: &[u32; 256], indices: &[u8], row: &mut [u8]) -> u32 {
+    let mut seen = 0;
+    match colours {
+        Colours::Gray => {
+            for (pixel, &index) in row.iter_mut().zip(indices) {
+                let colour = table[usize::from(index)];
+                seen |= colour;
+                *pixel = colour as u8;
+            }
+        }
+        Colours::Rgb => {
+            for (pixel, &index) in row.as_chunks_mut::<4>().0.iter_mut().zip(indices) {
+                let colour = table[usize::from(index)];
+                seen |= colour;
+                *pixel = colour.to_le_bytes();
+            }
+        }
+    }
+    seen
+}
