@@ -2,31 +2,28 @@
 
 An environment here is a `gymnasium.Env` of uint8 frames `[H, W, C]` and discrete actions, whose `info` tells `lives`
 and `life_lost`, and whose `get_state` and `set_state` let a run resume exactly.
+`make_vec` steps several at once, of these or any other kind.
 """
 
-from typing import TypeAlias
-
-from drama.config import EnvConfig, did_you_mean
-from drama.envs.atari import AtariEnv, atari_games, make_atari
+from drama.envs.atari import AtariEnv, atari_games
+from drama.envs.making import FrameEnv, game_names, make_atari, make_env, make_vec, register
+from drama.envs.processes import WorkerDied
 from drama.envs.small import Catch
+from drama.envs.vector import VectorEnv
+from drama.envs.worker import EnvError
 
-FrameEnv: TypeAlias = AtariEnv | Catch
-SMALL = {"Catch": Catch}
+register()
 
-
-def game_names() -> list[str]:
-    """All names that `make_env` takes."""
-    return [*atari_games(), *SMALL]
-
-
-def make_env(game: str, config: EnvConfig | None = None) -> FrameEnv:
-    """Make the Atari game or small task `game`. Raises ValueError that names the nearest ones if there is none."""
-    config = config or EnvConfig()
-    if game in SMALL:
-        return SMALL[game](config)
-    if game not in (names := game_names()):
-        raise ValueError(f"game: {game!r} is unknown{did_you_mean(game, names)}; `drama games` lists all {len(names)}")
-    return make_atari(game, config)
-
-
-__all__ = ["AtariEnv", "Catch", "FrameEnv", "atari_games", "game_names", "make_atari", "make_env"]
+__all__ = [
+    "AtariEnv",
+    "Catch",
+    "EnvError",
+    "FrameEnv",
+    "VectorEnv",
+    "WorkerDied",
+    "atari_games",
+    "game_names",
+    "make_atari",
+    "make_env",
+    "make_vec",
+]

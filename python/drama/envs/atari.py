@@ -143,8 +143,3 @@ class AtariEnv(gymnasium.Env[Frame, np.int64]):
         self._stepper.act(action)
         if self._env.ale.game_over():
             self._restart(seed)
-
-
-def make_atari(game: str, config: EnvConfig | None = None) -> AtariEnv:
-    """Make the Atari environment `game`; see `AtariEnv`."""
-    return AtariEnv(game, config or EnvConfig())

@@ -1,4 +1,4 @@
-//! Replay storage, samplers and Atari frame processing. Knows nothing of Python.
+//! Replay storage, samplers, Atari frame processing and the memory of vector environments. Knows nothing of Python.
 #![deny(missing_docs)]
 
 mod column;
@@ -13,6 +13,7 @@ mod snapshot;
 mod starts;
 mod sticky;
 mod transition;
+mod vector;
 
 pub use error::{Error, Result};
 pub use frame::{AreaResize, Colours, Screens, Slot, Source, Stack};
@@ -25,3 +26,6 @@ pub use snapshot::{Saved, load, load_stored, save};
 pub use starts::Starts;
 pub use sticky::Sticky;
 pub use transition::{Steps, gather_transitions, reward};
+#[cfg(unix)]
+pub use vector::die_with_parent;
+pub use vector::{Board, Handle, More, Outcome, Wait};

@@ -8,6 +8,8 @@ mod error;
 mod prioritized;
 mod replay;
 mod sampling;
+mod share;
+mod vector;
 
 use pyo3::prelude::*;
 
@@ -19,5 +21,8 @@ mod _native {
     const __version__: &str = env!("CARGO_PKG_VERSION");
 
     #[pymodule_export]
-    use super::{atari::AtariStepper, dfs::DynamicFrequency, prioritized::Prioritized, replay::Replay};
+    use super::{
+        atari::AtariStepper, dfs::DynamicFrequency, prioritized::Prioritized, replay::Replay, share::EnvShare,
+        vector::VectorBoard,
+    };
 }

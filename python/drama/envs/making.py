@@ -1,0 +1,138 @@
+"""Making vectors of environments, from functions or by name, and telling gymnasium of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import gymnasium
+from gymnasium.vector import AutoresetMode
+
+from drama.config import EnvConfig, did_you_mean
+from drama.envs.atari import AtariEnv, atari_games
+from drama.envs.small import Catch
+from drama.envs.vector import EnvFn, VectorEnv
+
+FrameEnv = AtariEnv | Catch
+SMALL = {"Catch": Catch}
+
+
+def game_names() -> list[str]:
+    """All names that `make_env` takes."""
+    return [*atari_games(), *SMALL]
+
+
+def make_env(game: str, config: EnvConfig | None = None) -> FrameEnv:
+    """Make the Atari game or small task `game`. Raises ValueError that names the nearest ones if there is none."""
+    config = config or EnvConfig()
+    if game in SMALL:
+        return SMALL[game](config)
+    if game not in (names := game_names()):
+        raise ValueError(f"game: {game!r} is unknown{did_you_mean(game, names)}; `drama games` lists all {len(names)}")
+    return AtariEnv(game, config)
+
+
+def make_vec(
+    env_fns: Sequence[EnvFn],
+    *,
+    num_workers: int | Literal["auto"] | None = "auto",
+    autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+    batch_size: int | None = None,
+    copy: bool = True,
+    on_worker_death: Literal["raise", "restart"] = "raise",
+    timeout: float | None = None,
+) -> VectorEnv:
+    """Make a vector of any Gymnasium environments.
+
+    Args:
+        env_fns: functions that each make one environment; all must have the same spaces. Environments in worker
+            processes are made there, so their functions must be picklable by cloudpickle.
+        num_workers: number of processes that step environments, this one included; 0 or 1 is this one alone. None
+            is one for each core. "auto" makes one more environment, times some steps of it and how fast workers
+            answer, and takes workers where that is faster; the results do not depend on it.
+        autoreset_mode: as for `gymnasium.vector.SyncVectorEnv`.
+        batch_size: number of environments that `recv` waits for, by default all.
+        copy: whether observations are copies. Without, they are the memory that the next step writes to.
+        on_worker_death: "raise" raises WorkerDied when a worker process ends. "restart" makes another, with new
+            environments that are reset, unseeded. For an environment that was stepping, the step's result is reward
+            0, truncated, the new first observation (as `final_obs` too in SAME_STEP), and "worker_restarted" in the
+            info; one that was idle gives that at its next step. In NEXT_STEP the step after resets once more.
+        timeout: seconds that an answer of the environments may take before TimeoutError is raised. They are made
+            without a limit.
+
+    With `timeout` or "restart", all environments live in worker processes, `num_workers` of them; without, the first
+    share is stepped by this process, as it has nothing else to do.
+
+    Raises:
+        ValueError, TypeError: for arguments that make no sense, and for environments with different spaces.
+        EnvError: if an environment cannot be made.
+    """
+    return VectorEnv(
+        env_fns,
+        num_workers=num_workers,
+        autoreset_mode=autoreset_mode,
+        batch_size=batch_size,
+        copy=copy,
+        on_worker_death=on_worker_death,
+        timeout=timeout,
+    )
+
+
+def make_atari(
+    game: str,
+    num_envs: int,
+    *,
+    config: EnvConfig | None = None,
+    num_workers: int | Literal["auto"] | None = "auto",
+    autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+    batch_size: int | None = None,
+    copy: bool = True,
+    on_worker_death: Literal["raise", "restart"] = "raise",
+    timeout: float | None = None,
+    **options: Any,
+) -> VectorEnv:
+    """Make a vector of `num_envs` environments of the Atari game or small task `game`.
+
+    `options` replace fields of `config`, as in `make_atari("Pong", 8, grayscale=True)`; the other arguments are those
+    of `make_vec`. Observations are uint8 frames `[num_envs, H, W, C]`; the infos hold `lives` and `life_lost`.
+
+    Raises:
+        ValueError: for an unknown game or option; the message names the nearest ones.
+    """
+    env_fn = functools.partial(make_env, game, _configured(config, options))
+    return make_vec(
+        [env_fn] * num_envs,
+        num_workers=num_workers,
+        autoreset_mode=autoreset_mode,
+        batch_size=batch_size,
+        copy=copy,
+        on_worker_death=on_worker_death,
+        timeout=timeout,
+    )
+
+
+def _make_one(game: str, config: EnvConfig | None = None, **options: Any) -> FrameEnv:
+    """What `gymnasium.make("drama/<game>-v0", ...)` calls."""
+    return make_env(game, _configured(config, options))
+
+
+def _configured(config: EnvConfig | None, options: dict[str, Any]) -> EnvConfig:
+    fields = [field.name for field in dataclasses.fields(EnvConfig)]
+    for name in options:
+        if name not in fields:
+            raise ValueError(f"option: {name!r} is unknown{did_you_mean(name, fields)}; there are {', '.join(fields)}")
+    return dataclasses.replace(config or EnvConfig(), **options)
+
+
+def register() -> None:
+    """Tell gymnasium of every game as `drama/<game>-v0`, for `gymnasium.make` and `gymnasium.make_vec`."""
+    for game in game_names():
+        if (name := f"drama/{game}-v0") not in gymnasium.registry:
+            gymnasium.register(
+                name,
+                entry_point=f"{__name__}:_make_one",
+                vector_entry_point=f"{__name__}:make_atari",
+                kwargs={"game": game},
+            )

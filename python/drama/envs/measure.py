@@ -1,0 +1,59 @@
+"""Whether worker processes pay, found by trying."""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from drama._native import VectorBoard
+from drama.envs.processes import Worker
+
+PROBE_STEPS = 60
+PROBE_SECONDS = 0.02
+ECHOES = 30
+# What a step of a vector costs this process beyond the environments', and what workers must save to be worth a core.
+OVERHEAD_SECONDS = 5e-6
+WORTH = 0.9
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def step_seconds(env: gymnasium.Env[Any, Any]) -> float | None:
+    """Median time of a step with random actions, or None if the environment does not take them."""
+    # Nobody's random numbers are to change because of this.
+    action_space, python_state, numpy_state = copy.deepcopy(env.action_space), random.getstate(), np.random.get_state()  # noqa: NPY002
+    action_space.seed(0)
+    times: list[float] = []
+    begin = time.perf_counter()
+    try:
+        env.reset()
+        while len(times) < PROBE_STEPS and (len(times) < 3 or time.perf_counter() - begin < PROBE_SECONDS):
+            action = action_space.sample()
+            start = time.perf_counter()
+            _, _, terminated, truncated, _ = env.step(action)
+            times.append(time.perf_counter() - start)
+            if terminated or truncated:
+                env.reset()
+    except Exception:  # it will be raised again where the user can see what it came from
+        return None
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+    return statistics.median(times)
+
+
+def workers_pay(board: VectorBoard, workers: Sequence[Worker], largest_share: int, num_envs: int, step: float) -> bool:
+    """Whether a step of the vector is faster with these workers, none of which has work, than without them."""
+    echoes = [board.echo(worker.number, 0.05) or 0.05 for _ in range(ECHOES) for worker in workers]
+    return largest_share * step + OVERHEAD_SECONDS + statistics.median(echoes) < WORTH * num_envs * step

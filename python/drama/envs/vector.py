@@ -1,0 +1,582 @@
+"""Vectors of environments, stepped in this process or by worker processes that share memory with it."""
+
+from __future__ import annotations
+
+import operator
+import os
+import pickle
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cloudpickle
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from drama._native import VectorBoard
+from drama.envs.batches import Batches
+from drama.envs.measure import cores, step_seconds, workers_pay
+from drama.envs.processes import POLL_SECONDS, Worker, WorkerDied
+from drama.envs.worker import EnvError, EnvGroup, Layout, Payload, describe, fast_fields
+
+EnvFn = Callable[[], gymnasium.Env[Any, Any]]
+Flags = NDArray[np.bool_]
+# Longest that closing waits for a worker before it is killed.
+GRACE_SECONDS = 10.0
+StepResult = tuple[Any, NDArray[np.float64], Flags, Flags, dict[str, Any]]
+
+
+@dataclass
+class _Engine:
+    """What has to be put away at the end, in the order of its making."""
+
+    pid: int
+    workers: list[Worker]
+    group: EnvGroup | None = None
+
+    def close(self, seconds: float | None) -> None:
+        """Close everything, killing workers that take longer than `seconds`. Nothing in a fork of the process."""
+        if os.getpid() != self.pid:
+            for worker in self.workers:
+                worker.disown()
+            return
+        for worker in self.workers:
+            worker.dismiss()
+        try:
+            if self.group is not None:
+                self.group.close()
+        finally:
+            deadline = None if seconds is None else time.monotonic() + seconds
+            while self.workers:
+                self.workers.pop().wait(deadline)
+
+
+class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
+    """Several environments as one; `drama.envs.make_vec` makes it and describes the arguments.
+
+    A `gymnasium.vector.VectorEnv` that gives what `gymnasium.vector.SyncVectorEnv` gives, for the same seeds and
+    actions. Actions are cast to the dtype of the action space first.
+
+    `send` and `recv` step some environments while others are still busy: `recv` returns the results of the first
+    `batch_size` that are ready, as arrays of that length, with their numbers in `info["env_id"]`; the next `send`
+    goes to these.
+
+    After an `EnvError` the vector goes on with `reset`; after a `WorkerDied` or `TimeoutError` it can only be closed.
+    """
+
+    def __init__(
+        self,
+        env_fns: Sequence[EnvFn],
+        *,
+        num_workers: int | Literal["auto"] | None = "auto",
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        batch_size: int | None = None,
+        copy: bool = True,
+        on_worker_death: Literal["raise", "restart"] = "raise",
+        timeout: float | None = None,
+    ) -> None:
+        self._engine = _Engine(os.getpid(), [])  # first, for `close` after an error
+        self._finalizer = weakref.finalize(self, self._engine.close, 1.0)
+        env_fns = list(env_fns)
+        if not env_fns:
+            raise ValueError("env_fns: got none, expected at least one function that makes an environment")
+        for index, env_fn in enumerate(env_fns):
+            if not callable(env_fn):
+                raise TypeError(f"env_fns[{index}]: got {type(env_fn).__name__}, expected a function")
+        try:
+            self.autoreset_mode = AutoresetMode(autoreset_mode)
+        except ValueError:
+            modes = ", ".join(repr(mode.value) for mode in AutoresetMode)
+            raise ValueError(f"autoreset_mode: got {autoreset_mode!r}, expected one of {modes}") from None
+        self.num_envs = len(env_fns)
+        self.batch_size = _count("batch_size", self.num_envs if batch_size is None else batch_size, 1, self.num_envs)
+        if on_worker_death not in ("raise", "restart"):
+            raise ValueError(f"on_worker_death: got {on_worker_death!r}, expected 'raise' or 'restart'")
+        if timeout is not None and not 0 < timeout < float("inf"):
+            raise ValueError(f"timeout: got {timeout}, expected seconds above 0 or None")
+        self._copy, self._restart, self._timeout = copy, on_worker_death == "restart", timeout
+        # An environment in this process can neither be cut off nor be allowed to crash.
+        self._isolated = self._restart or timeout is not None
+        try:
+            self._start(env_fns, num_workers)
+        except BaseException:
+            self._engine.close(0.0)
+            raise
+
+    def _start(self, env_fns: list[EnvFn], num_workers: int | Literal["auto"] | None) -> None:
+        workers, measured = self._number_of_workers(num_workers), num_workers == "auto" and not self._isolated
+        alone = workers == 0
+        self._pickled = [] if alone else [_pickled(index, env_fn) for index, env_fn in enumerate(env_fns)]
+        step: float | None = None
+        made: list[gymnasium.Env[Any, Any]] = []
+        if alone or not (measured or self._isolated):
+            made = [_make(env_fns[0])]
+            self._describe(made[0])
+        else:
+            probe = _make(env_fns[0])
+            try:
+                self._describe(probe)
+                step = step_seconds(probe) if measured else None
+            finally:
+                probe.close()
+        first = [lambda: made.pop()] if made else env_fns[:1]
+        self._build(workers, [*first, *env_fns[1:]])
+        if step is not None and self._engine.workers:
+            largest = max(self._shares)
+            if not workers_pay(self._board, self._engine.workers, largest, self.num_envs, step):
+                self._engine.close(GRACE_SECONDS)
+                self._build(0, env_fns)
+
+    def _number_of_workers(self, num_workers: int | Literal["auto"] | None) -> int:
+        """Processes that step environments, this one included unless isolated; 0 for this one alone."""
+        if num_workers is None or num_workers == "auto":
+            number = min(cores(), self.num_envs) if self._isolated or os.name == "posix" else 0
+        else:
+            number = min(_count("num_workers", num_workers, 0), self.num_envs)
+        if self._isolated:
+            if number == 0:
+                raise ValueError("num_workers: got 0, but timeout and on_worker_death='restart' need worker processes")
+            return number
+        return number if number > 1 else 0
+
+    def _describe(self, env: gymnasium.Env[Any, Any]) -> None:
+        self.metadata = {**env.metadata, "autoreset_mode": self.autoreset_mode}
+        self.render_mode = env.render_mode
+        self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
+        self.observation_space = batch_space(env.observation_space, self.num_envs)
+        self.action_space = batch_space(env.action_space, self.num_envs)
+        self._layout = Layout(env.observation_space, env.action_space, fast_fields(env))
+
+    def _build(self, workers: int, env_fns: list[EnvFn]) -> None:
+        """Lay out the memory, start the workers, and make this process's own environments meanwhile."""
+        self.num_workers = workers
+        count = max(workers, 1)
+        self._shares = [self.num_envs * (w + 1) // count - self.num_envs * w // count for w in range(count)]
+        self._own = None if self._isolated else 0
+        self._crowded = count + self._isolated > cores()
+        rows = self._layout.rows()
+        self._board = board = VectorBoard(self._shares, rows, shared=workers > 0, crowded=self._crowded)
+        self._batches = Batches(board, self._layout, self.num_envs, self._copy)
+        # Payloads that did not come by mail.
+        self._kept: dict[int, Payload] = {}
+        self._lost: set[int] = set()
+        self._ids: list[int] | None = None
+        self._started = self._sent = False
+        self._broken: str | None = None
+        for number in range(workers):
+            if number != self._own:
+                self._engine.workers.append(self._spawn(number))
+        objects: dict[int, list[Any]] = {}
+        self._own_objects = objects
+        self._engine.group = None
+        if self._own is not None:
+            self._engine.group = EnvGroup(
+                board,
+                self._layout,
+                worker=0,
+                first=0,
+                num_envs=self.num_envs,
+                autoreset=self.autoreset_mode.value,
+                env_fns=env_fns[: self._shares[0]],
+                keep=self._kept.__setitem__,
+                send=_unused,
+                action_objects=objects.pop,
+            )
+        for worker in self._engine.workers:
+            worker.receive()
+        if not self._restart:
+            board.close_fd()
+
+    def _spawn(self, number: int) -> Worker:
+        first = sum(self._shares[:number])
+        env_fns = self._pickled[first : first + self._shares[number]]
+        return Worker(
+            self._board, self._layout, number, self._shares, env_fns, self.autoreset_mode.value, self._crowded
+        )
+
+    # Resetting and stepping
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset all environments, or those where the boolean array `options["reset_mask"]` is true.
+
+        Args:
+            seed: for environment i, `seed + i` or `seed[i]`.
+            options: handed to each environment, without `reset_mask`.
+        """
+        self._check_usable()
+        seeds = self._seeds(seed)
+        ids = list(range(self.num_envs))
+        if options is not None and "reset_mask" in options:
+            options = dict(options)
+            ids = self._masked(options.pop("reset_mask"))
+            if not self._started and len(ids) < self.num_envs:
+                raise RuntimeError("reset: all environments must have been reset before some are")
+        self._drain()
+
+        def part(share: range) -> tuple[dict[int, int | None], dict[str, Any] | None]:
+            return {index: seeds[index] for index in ids if index in share}, options
+
+        payloads: dict[int, Payload] = {}
+        for result in self._everywhere("reset", part, again=True):
+            payloads.update(result)
+        self._lost.difference_update(ids)
+        told = [(index, payloads[index]) for index in ids if payloads[index] is not None]
+        infos = self._batches.take_in(ids, told, None, self)
+        self._started, self._ids = True, None
+        return self._batches.observe(None), infos
+
+    def step(self, actions: Any) -> StepResult:
+        """Step all environments and wait for them."""
+        self._check_usable()
+        if self._sent:
+            raise RuntimeError("step: actions have been sent whose results must be received with recv first")
+        self._post(actions, None)
+        self._ids = None
+        self._await(self.num_envs)
+        return self._collect(None)
+
+    def send(self, actions: Any, env_ids: Sequence[int] | NDArray[np.integer[Any]] | None = None) -> None:
+        """Hand `actions`, one for each of `env_ids`, to these environments and return at once.
+
+        By default they go to the environments that the last `recv` returned, or to all after `reset` or `step`.
+        """
+        self._check_usable()
+        ids = self._ids if env_ids is None else self._checked_ids(env_ids)
+        if ids == []:
+            raise RuntimeError("send: nothing has been received since the last send, so env_ids must be given")
+        busy = set(self._board.pending()) | set(self._board.ready())
+        if wrong := sorted(busy.intersection(range(self.num_envs) if ids is None else ids)):
+            raise RuntimeError(f"send: results of the environments {wrong} have not been received")
+        self._post(actions, ids)
+        self._sent, self._ids = True, []
+
+    def recv(self) -> StepResult:
+        """Wait until `batch_size` environments are ready, and return their results in the order of their numbers.
+
+        The environments of this process are stepped here. Raises RuntimeError if fewer environments have been sent.
+        """
+        self._check_usable()
+        busy = len(self._board.pending()) + len(self._board.ready())
+        if busy < self.batch_size:
+            raise RuntimeError(f"recv: {busy} environments have been sent actions, expected {self.batch_size}")
+        self._await(self.batch_size)
+        ids = sorted(self._board.ready()[: self.batch_size])
+        self._sent = busy > self.batch_size
+        result = self._collect(ids)
+        result[4]["env_id"] = np.array(ids)
+        self._ids = ids
+        return result
+
+    def _post(self, actions: Any, ids: list[int] | None) -> None:
+        if not self._started:
+            raise RuntimeError("step: reset must come first, also after a step that was cut short")
+        if self.autoreset_mode == AutoresetMode.DISABLED:
+            ended = np.flatnonzero(self._board.ended()).tolist()
+            if wrong := ended if ids is None else sorted(set(ended).intersection(ids)):
+                raise RuntimeError(f"step: the episodes of the environments {wrong} have ended; reset them first")
+        for index, objects in self._batches.write_actions(actions, ids).items():
+            self._write_objects(index, objects)
+        if not self._lost:
+            return self._board.post(self._own, ids)
+        # They were restarted while nothing was asked of them, so what their action was for is gone.
+        posted = range(self.num_envs) if ids is None else ids
+        for index in (lost := self._lost.intersection(posted)):
+            self._cut_off(index, {})
+        self._lost -= lost
+        return self._board.post(self._own, [index for index in posted if index not in lost])
+
+    def _write_objects(self, index: int, objects: list[Any]) -> None:
+        if self._own is not None and index < self._shares[0]:
+            self._own_objects[index] = objects
+        elif not self._board.write_mail(index, pickle.dumps(objects)):
+            raise ValueError(f"actions: got more than 64 KiB for environment {index}")
+
+    def _await(self, wanted: int) -> None:
+        """Step this process's environments and wait until `wanted` are done."""
+        self._started = False  # until all has gone well
+        if self._engine.group is not None:
+            self._engine.group.run(wanted)
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        while True:
+            left = POLL_SECONDS if deadline is None else min(POLL_SECONDS, max(deadline - time.monotonic(), 0.0))
+            event = self._board.wait(wanted, left)
+            if event == -1:
+                self._started = True
+                return
+            try:
+                if event >= 0:
+                    self._kept[event] = pickle.loads(self._worker(event).receive_bytes(deadline))
+                    self._board.received(event)
+                    continue
+                for worker in self._engine.workers:
+                    if worker.is_dead():
+                        raise worker.death()
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise TimeoutError
+            except WorkerDied as death:
+                self._bury(death)
+            except TimeoutError:
+                raise self._late(self._board.pending()) from None
+
+    def _collect(self, ids: list[int] | None) -> StepResult:
+        rewards, terminated, truncated, extras = self._board.take(ids)
+        payloads = [] if not extras else [(index, self._payload(index)) for index in extras]
+        for index, payload in payloads:
+            if isinstance(payload, str | Exception):
+                self._started = False
+                if isinstance(payload, str):
+                    raise EnvError(index, payload)
+                raise EnvError(index, describe(payload)) from payload
+        infos = self._batches.take_in(range(self.num_envs) if ids is None else ids, payloads, ids, self)
+        return self._batches.observe(ids), rewards, terminated, truncated, infos
+
+    def _payload(self, index: int) -> Payload:
+        return self._kept.pop(index) if index in self._kept else pickle.loads(self._board.read_mail(index))
+
+    # Calls to every environment
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Call the method `name` of each environment, or get the attribute, and return the results."""
+        self._check_idle("call")
+        return tuple(value for values in self._everywhere("call", lambda _: (name, args, kwargs)) for value in values)
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """The attribute `name` of each environment."""
+        return self.call(name)
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set the attribute `name` of each environment: one value for all, or a list or tuple of one for each."""
+        self._check_idle("set_attr")
+        values = list(values) if isinstance(values, list | tuple) else [values] * self.num_envs
+        if len(values) != self.num_envs:
+            raise ValueError(f"values: got {len(values)}, expected {self.num_envs}, one for each environment")
+        list(self._everywhere("set_attr", lambda share: (name, values[share.start : share.stop])))
+
+    def render(self) -> tuple[Any, ...]:
+        """What `render` of each environment gives."""
+        return self.call("render")
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything that decides the future, for environments that have `get_state` and `set_state`; it can be
+        pickled."""
+        self._check_idle("get_state")
+        if not self._started:
+            raise RuntimeError("get_state: reset must come first")
+        states = self.call("get_state")
+        return {"envs": states, "ended": self._board.ended(), "observations": self._batches.state()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `get_state` gave, also in another process and with other workers; `reset` must have come
+        before."""
+        self._check_idle("set_state")
+        if not self._started:
+            raise RuntimeError("set_state: reset must come first")
+        states = state["envs"]
+        if len(states) != self.num_envs:
+            raise ValueError(f"state: got {len(states)} environments, expected {self.num_envs}")
+        list(self._everywhere("set_state", lambda share: (states[share.start : share.stop],)))
+        for index, ended in enumerate(state["ended"]):
+            self._board.set_ended(index, bool(ended))
+        self._batches.set_state(state["observations"])
+
+    @property  # type: ignore[misc]
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """The random number generator of each environment."""
+        return self.get_attr("np_random")
+
+    @property
+    def np_random_seed(self) -> tuple[int | None, ...]:  # type: ignore[override]
+        """The seed of each environment."""
+        return self.get_attr("np_random_seed")
+
+    def _everywhere(self, method: str, part: Callable[[range], tuple[Any, ...]], again: bool = False) -> list[Any]:
+        """Call a method of each worker's `EnvGroup` with the arguments that `part` gives for its environments. With
+        `again`, a worker that died is asked a second time if it is to be restarted."""
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        errors: list[Exception] = []
+        results = []
+        # Interrupted, or with an answer that comes late, the workers' answers would be taken for those to later calls.
+        self._broken = "a call was cut short"
+        asked: list[tuple[Worker, WorkerDied | None]] = []
+        for worker in self._engine.workers:
+            try:
+                worker.order(method, *part(worker.env_ids))
+                asked.append((worker, None))
+            except WorkerDied as death:
+                asked.append((worker, death))
+        if self._engine.group is not None:
+            try:
+                results.append(getattr(self._engine.group, method)(*part(range(self._shares[0]))))
+            except EnvError as error:
+                errors.append(error)
+        for worker, found in asked:
+            try:
+                if found is not None:
+                    raise found
+                results.append(worker.receive(deadline))
+            except EnvError as error:
+                errors.append(error)
+            except TimeoutError:
+                raise self._late(worker.env_ids) from None
+            except WorkerDied as error:
+                successor = self._bury(error)
+                if again:
+                    successor.order(method, *part(worker.env_ids))
+                    results.append(successor.receive(deadline))
+                else:
+                    errors.append(error)
+        self._broken = None
+        if errors:
+            self._started = self._started and method != "reset"
+            raise errors[0]
+        return results
+
+    # Faults
+
+    def _late(self, env_ids: Sequence[int]) -> TimeoutError:
+        self._broken = f"the environments {list(env_ids)} did not answer within {self._timeout} s"
+        return TimeoutError(f"timeout: {self._broken}")
+
+    def _bury(self, death: WorkerDied) -> Worker:
+        """Start another worker in the place of one that died, or raise. Its environments are reset, and those that
+        were stepping are cut off there."""
+        if not self._restart:
+            self._broken = str(death)
+            raise death
+        old = self._worker(death.env_ids[0])
+        busy = set(self._board.pending()) | set(self._board.ready())
+        self._board.take(list(old.env_ids))
+        old.connection.close()
+        try:
+            worker = self._spawn(old.number)
+            self._engine.workers[self._engine.workers.index(old)] = worker
+            worker.receive()
+            worker.order("reset", dict.fromkeys(worker.env_ids), None)
+            payloads = worker.receive()
+        except (WorkerDied, EnvError) as error:
+            self._broken = f"{death}, and could not be restarted: {error}"
+            raise WorkerDied(self._broken, death.env_ids) from error
+        for index in worker.env_ids:
+            self._kept.pop(index, None)
+            if index in busy:
+                self._cut_off(index, payloads[index])
+            else:
+                self._lost.add(index)
+        return worker
+
+    def _worker(self, index: int) -> Worker:
+        return next(worker for worker in self._engine.workers if index in worker.env_ids)
+
+    def _cut_off(self, index: int, payload: Payload) -> None:
+        """Give the results of an environment whose worker died: its new first observation, truncated."""
+        info, _, objects = payload or (None, None, None)
+        last: tuple[Any, dict[str, Any]] | None = None
+        if self.autoreset_mode == AutoresetMode.SAME_STEP:
+            last = (self._batches.observation(index, objects or ()), {})
+        else:
+            self._board.set_ended(index, True)
+        self._kept[index] = ({**(info or {}), "worker_restarted": True}, last, objects)
+        self._board.cut_off(index)
+
+    def _check_usable(self) -> None:
+        if self.closed:
+            raise RuntimeError("the vector environment is closed")
+        if os.getpid() != self._engine.pid:
+            raise RuntimeError("the vector environment belongs to the process that made it, not to a fork of it")
+        if self._broken is not None:
+            raise RuntimeError(f"the vector environment can only be closed: {self._broken}")
+
+    def _check_idle(self, name: str) -> None:
+        self._check_usable()
+        if self._sent:
+            raise RuntimeError(f"{name}: actions have been sent whose results must be received with recv first")
+
+    def _drain(self) -> None:
+        """Wait for what was cut short by an exception or never received, and forget it."""
+        pending = self._board.pending()
+        if self._own is not None:
+            self._board.take([index for index in pending if index < self._shares[0]])
+        busy = len(self._board.pending()) + len(self._board.ready())
+        if busy:
+            group, self._engine.group = self._engine.group, None
+            try:
+                self._await(busy)
+            finally:
+                self._engine.group = group
+            self._board.take(self._board.ready())
+        self._kept.clear()
+        self._sent = False
+
+    def close_extras(self, timeout: float | None = GRACE_SECONDS, terminate: bool = False) -> None:
+        """Close the environments and end the workers; those that take longer than `timeout` seconds are killed."""
+        if self._finalizer.detach() is not None:
+            self._engine.close(0.0 if terminate or self._broken is not None else timeout)
+            if hasattr(self, "_board"):
+                self._board.close_fd()
+
+    # Checks of arguments
+
+    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+        if seed is None:
+            return [None] * self.num_envs
+        if not isinstance(seed, Sequence | np.ndarray):
+            first = _count("seed", seed, 0)
+            return [first + index for index in range(self.num_envs)]
+        if len(seed) != self.num_envs:
+            raise ValueError(f"seed: got {len(seed)} seeds, expected {self.num_envs}, one for each environment")
+        return [None if one is None else _count("seed", one, 0) for one in seed]
+
+    def _masked(self, mask: Any) -> list[int]:
+        expected = f"a boolean array of shape ({self.num_envs},) that is true somewhere"
+        if not isinstance(mask, np.ndarray):
+            raise TypeError(f"options['reset_mask']: got {type(mask).__name__}, expected {expected}")
+        if mask.dtype != np.bool_:
+            raise TypeError(f"options['reset_mask']: got dtype {mask.dtype}, expected {expected}")
+        if mask.shape != (self.num_envs,) or not mask.any():
+            raise ValueError(f"options['reset_mask']: got {mask!r}, expected {expected}")
+        return np.flatnonzero(mask).tolist()
+
+    def _checked_ids(self, env_ids: Any) -> list[int]:
+        ids = [_count("env_ids", index, 0, self.num_envs - 1) for index in env_ids]
+        if not ids or len(set(ids)) != len(ids):
+            raise ValueError(f"env_ids: got {ids}, expected different environments, at least one")
+        return ids
+
+
+def _unused(_: Any) -> None:
+    raise AssertionError("this process keeps everything itself")
+
+
+def _make(env_fn: EnvFn) -> gymnasium.Env[Any, Any]:
+    try:
+        return env_fn()
+    except Exception as error:
+        raise EnvError(0, describe(error)) from error
+
+
+def _pickled(index: int, env_fn: EnvFn) -> bytes:
+    try:
+        return cloudpickle.dumps(env_fn)
+    except Exception as error:
+        raise ValueError(
+            f"env_fns[{index}]: cannot be pickled to make the environment in a worker process: {error}; "
+            "num_workers=0 needs no pickling"
+        ) from error
+
+
+def _count(name: str, value: Any, low: int, high: int | None = None) -> int:
+    expected = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: got {value!r}, expected {expected}") from None
+    if count < low or (high is not None and count > high):
+        raise ValueError(f"{name}: got {count}, expected {expected}")
+    return count
