@@ -18,7 +18,7 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from drama.config import EnvConfig
-from drama.envs import VectorEnv, make_env, make_vec
+from drama.envs import VectorEnv, make_atari, make_env, make_vec
 from drama.envs.measure import cores
 from vector_envs import Calm, Counter, Nested, Painter, Slow, Words
 
@@ -275,6 +275,44 @@ def test_auto_decides_without_changing_results() -> None:
         assert heavy.num_workers == min(cores(), 2) * (cores() > 1)
         same(light.reset(seed=0), heavy.reset(seed=0))
         same(light.step(np.zeros(2, int)), heavy.step(np.zeros(2, int)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_atari_equals_gymnasium(mode: AutoresetMode) -> None:
+    """Frames, lives and ends of Breakout, which the environments write into the shared memory."""
+    config = EnvConfig(max_frames=160, frame_stack=2, grayscale=True)
+    theirs = SyncVectorEnv([functools.partial(make_env, "Breakout", config)] * 3, autoreset_mode=mode)
+    ended = 0
+    with closing(make_atari("Breakout", 3, config=config, num_workers=2, autoreset_mode=mode)) as ours:
+        same(ours.reset(seed=5), theirs.reset(seed=5))
+        for row in np.random.default_rng(0).integers(0, 4, (100, 3)):
+            got, expected = ours.step(row), theirs.step(row)
+            same(got, expected)
+            done = expected[2] | expected[3]
+            ended += int(done.sum())
+            if mode == AutoresetMode.DISABLED and done.any():
+                options = {"reset_mask": done}
+                same(ours.reset(options=dict(options)), theirs.reset(options=dict(options)))
+    theirs.close()
+    assert ended >= 3
+
+
+def test_gymnasium_makes_them_by_name() -> None:
+    env = gymnasium.make_vec("drama/Pong-v0", num_envs=3, num_workers=0, grayscale=True)
+    with closing(env):
+        assert isinstance(env, VectorEnv)
+        assert env.observation_space.shape == (3, 64, 64, 1)
+        assert env.spec is not None
+        assert env.spec.kwargs["num_envs"] == 3
+    plain = gymnasium.make_vec("drama/Catch-v0", num_envs=2, vectorization_mode="sync")
+    with closing(plain), closing(make_atari("Catch", 2, num_workers=0)) as ours:
+        same(ours.reset(seed=2), plain.reset(seed=2))
+    with pytest.raises(ValueError, match=r"game: 'Pon' is unknown \(did you mean Pong"):
+        make_atari("Pon", 2, num_workers=0)
+    with pytest.raises(ValueError, match="option: 'grey' is unknown"):
+        make_atari("Pong", 2, num_workers=0, grey=True)
+    with pytest.raises(ValueError, match="frame_skip"):
+        make_atari("Pong", 2, num_workers=0, frame_skip=0)
 
 
 def test_workers_need_no_main_guard(tmp_path: Path) -> None:

@@ -27,11 +27,13 @@ def game_names() -> list[str]:
 def make_env(game: str, config: EnvConfig | None = None) -> FrameEnv:
     """Make the Atari game or small task `game`. Raises ValueError that names the nearest ones if there is none."""
     config = config or EnvConfig()
-    if game in SMALL:
-        return SMALL[game](config)
+    _check_game(game)
+    return SMALL[game](config) if game in SMALL else AtariEnv(game, config)
+
+
+def _check_game(game: str) -> None:
     if game not in (names := game_names()):
         raise ValueError(f"game: {game!r} is unknown{did_you_mean(game, names)}; `drama games` lists all {len(names)}")
-    return AtariEnv(game, config)
 
 
 def make_vec(
@@ -101,6 +103,7 @@ def make_atari(
     Raises:
         ValueError: for an unknown game or option; the message names the nearest ones.
     """
+    _check_game(game)
     env_fn = functools.partial(make_env, game, _configured(config, options))
     return make_vec(
         [env_fn] * num_envs,
@@ -123,7 +126,9 @@ def _configured(config: EnvConfig | None, options: dict[str, Any]) -> EnvConfig:
     for name in options:
         if name not in fields:
             raise ValueError(f"option: {name!r} is unknown{did_you_mean(name, fields)}; there are {', '.join(fields)}")
-    return dataclasses.replace(config or EnvConfig(), **options)
+    config = dataclasses.replace(config or EnvConfig(), **options)
+    config.validate()
+    return config
 
 
 def register() -> None:

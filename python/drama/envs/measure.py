@@ -18,7 +18,7 @@ from drama.envs.processes import Worker
 
 PROBE_STEPS = 60
 PROBE_SECONDS = 0.02
-ECHOES = 30
+ECHO_SECONDS = 0.02
 # What a step of a vector costs this process beyond the environments', and what workers must save to be worth a core.
 OVERHEAD_SECONDS = 5e-6
 WORTH = 0.9
@@ -55,5 +55,10 @@ def step_seconds(env: gymnasium.Env[Any, Any]) -> float | None:
 
 def workers_pay(board: VectorBoard, workers: Sequence[Worker], largest_share: int, num_envs: int, step: float) -> bool:
     """Whether a step of the vector is faster with these workers, none of which has work, than without them."""
-    echoes = [board.echo(worker.number, 0.05) or 0.05 for _ in range(ECHOES) for worker in workers]
-    return largest_share * step + OVERHEAD_SECONDS + statistics.median(echoes) < WORTH * num_envs * step
+    answers = []
+    for worker in workers:
+        end = time.perf_counter() + ECHO_SECONDS
+        while time.perf_counter() < end:
+            answers.append(board.echo(worker.number, ECHO_SECONDS) or ECHO_SECONDS)
+    # Not the median: what others who use the cores take now and then is lost as well.
+    return largest_share * step + OVERHEAD_SECONDS + statistics.fmean(answers) < WORTH * num_envs * step
