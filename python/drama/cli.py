@@ -13,10 +13,18 @@ COMMANDS = {
     "train": "train an agent on an Atari game, or go on with a run",
     "eval": "play episodes with a trained agent and score them",
     "dream": "write a video of what the world model sees and imagines",
+    "report": "write a page of curves, scores and dreams of runs, beside published scores",
+    "play": "show or record the agent, or play inside its world model",
     "info": "show parameter counts, memory and versions",
     "games": "list the games",
 }
-EXTRAS = {"gymnasium": "atari", "ale_py": "atari"}  # what brings a missing module; `train` brings all others
+EXTRAS = {
+    "gymnasium": "atari",
+    "ale_py": "atari",
+    "matplotlib": "report",
+    "rliable": "report",
+    "pygame": "play",
+}  # what brings a missing module; `train` brings all others
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,10 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 import tyro
 
-from drama import __version__
+from drama import __version__, checkpoint
 from drama.config import Config, preset
 from drama.device import resolve_device, resolve_precision
 from drama.dream import dream_strip
@@ -25,6 +26,7 @@ from drama.envs import game_names, make_env
 from drama.evaluation import dream_run, evaluate_run
 from drama.learner import Learner
 from drama.metrics import encode_picture, encode_video
+from drama.play import Dream, Window, frames_per_second, play_agent, play_dream, watch
 from drama.progress import ProgressDisplay
 from drama.trainer import Trainer, make_replay
 
@@ -96,6 +98,38 @@ class DreamArgs:
 
 
 @dataclass(frozen=True)
+class ReportArgs:
+    """Write a page with the curves, scores, losses and dreams of runs, beside published scores."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of the runs; those of one game and config are seeds of one curve."""
+    out: Path = Path("report")
+    """Folder for index.html, its pictures, scores.csv and report.json."""
+
+
+@dataclass(frozen=True)
+class PlayArgs:
+    """Watch the agent of a run in a window or record it; with --dream, play inside its world model yourself."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    dream: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Play in the world model: arrows and space act, R starts again, P pauses, Esc or Q quits."""
+    out: Path | None = None
+    """Record the agent into this file, .mp4 or .gif, instead of opening a window."""
+    speed: float = 1.0
+    """1 is the speed of the real game."""
+    episodes: int = 1
+    """Episodes to watch."""
+    greedy: bool | None = None
+    """Most probable actions instead of samples; by default as the run's protocol says."""
+    seed: int = 0
+    """Seed of the game and of the sampling."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+@dataclass(frozen=True)
 class InfoArgs(Config):
     """Show parameter counts per part, memory of the replay, device and versions for a configuration."""
 
@@ -158,6 +192,55 @@ def eval(args: Sequence[str]) -> int:
 def dream(args: Sequence[str]) -> int:
     """`drama dream`."""
     _write_dream(_parse(DreamArgs, args, "dream"))
+    return 0
+
+
+def report(args: Sequence[str]) -> int:
+    """`drama report`."""
+    parsed = _parse(ReportArgs, args, "report")
+    if not parsed.runs:
+        raise ValueError("runs: name at least one run folder")
+    from drama.report import make_report  # these need the extra `report`
+    from drama.report_page import write_report
+
+    content = make_report(parsed.runs)
+    page = write_report(content, parsed.out)
+    for note in content.notes:
+        print(f"note: {note}")
+    print(f"report: {page}")
+    return 0
+
+
+def play(args: Sequence[str]) -> int:
+    """`drama play`."""
+    parsed = _parse(PlayArgs, args, "play")
+    if parsed.dream and parsed.out:
+        raise ValueError("out: a dream is played by a person; `drama dream` writes a video of one without")
+    if parsed.out and parsed.out.suffix not in (".gif", ".mp4"):
+        raise ValueError(f"out: {parsed.out} must end in .gif or .mp4")
+    for name, value, least in (("episodes", parsed.episodes, 1), ("seed", parsed.seed, 0)):
+        if value < least:
+            raise ValueError(f"{name}: {value} must be at least {least}")
+    checkpoint.latest(parsed.run)
+    fps = frames_per_second(Config.load(parsed.run / "config.json"), parsed.speed)
+    if parsed.dream:
+        world = Dream(parsed.run, seed=parsed.seed, device=parsed.device)
+        with Window(f"{world.config.game}, dreamt") as window:
+            play_dream(world, window, fps)
+        print(f"score {world.score:.1f} after {world.steps} dreamt steps")
+        return 0
+    steps = watch(parsed.run, episodes=parsed.episodes, greedy=parsed.greedy, seed=parsed.seed, device=parsed.device)
+    if parsed.out is None:
+        with Window(str(parsed.run)) as window:
+            play_agent(steps, window, fps)
+        return 0
+    scores: dict[int, float] = {}
+    pictures = []
+    for played in steps:
+        pictures.append(played.picture)
+        scores[played.episode] = played.score
+    parsed.out.write_bytes(encode_video(np.stack(pictures), parsed.out.suffix, fps=fps))
+    print(f"scores: {', '.join(f'{score:g}' for score in scores.values())}\nrecording: {parsed.out}")
     return 0
 
 

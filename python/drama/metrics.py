@@ -25,9 +25,9 @@ class MetricsWriter:
     lay beyond the checkpoint.
     """
 
-    def __init__(self, folder: Path, keep_until: int | None = None) -> None:
+    def __init__(self, folder: Path, keep_until: int) -> None:
         path = folder / "metrics.jsonl"
-        if keep_until is not None and path.exists():
+        if path.exists():
             lines = path.read_text().splitlines()
             write_atomically(path, "".join(line + "\n" for line in lines if _step(line) <= keep_until))
         self._file = path.open("a", buffering=1)
@@ -81,7 +81,7 @@ def encode_picture(picture: NDArray[np.uint8]) -> bytes:
     return data
 
 
-def encode_video(frames: NDArray[np.uint8], extension: str, fps: int = 15) -> bytes:
+def encode_video(frames: NDArray[np.uint8], extension: str, fps: float = 15) -> bytes:
     """Encode `[T, H, W, 1 or 3]` frames as `.gif` or `.mp4`."""
     if frames.shape[-1] == 1:
         frames = np.repeat(frames, 3, axis=-1)

@@ -81,7 +81,6 @@ class Trainer:
             self._replay = make_replay(config, shape)
         if not resume:
             self._create()
-        self._metrics = MetricsWriter(run, keep_until=self.step if resume else None)
 
     @staticmethod
     def resume(run: Path, steps: int | None = None) -> Trainer:
@@ -102,7 +101,7 @@ class Trainer:
         """Train to the last step, or until SIGINT or SIGTERM; saves a checkpoint either way. True if it finished."""
         self._clock = (time.perf_counter(), self.step)
         try:
-            with self._metrics, self._stoppable():
+            with MetricsWriter(self.run, keep_until=self.step) as self._metrics, self._stoppable():
                 while self.step < self.config.steps and not self._stop:
                     self._act()
                     self._learn()

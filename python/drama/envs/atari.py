@@ -111,6 +111,11 @@ class AtariEnv(gymnasium.Env[Frame, np.int64]):
             reward = float(np.sign(reward))
         return reward, terminated, truncated, {"lives": lives, "life_lost": life_lost}
 
+    @property
+    def action_meanings(self) -> list[str]:
+        """ALE's name of each action, such as `UPRIGHTFIRE`."""
+        return [ale_py.Action(action).name for action in self._actions]
+
     def render(self) -> Frame:
         """The emulator's own picture, `[210, 160, 3]` for most games."""
         screen: Frame = self._env.ale.getScreenRGB()

@@ -31,6 +31,7 @@ class Catch(gymnasium.Env[Frame, np.int64]):
 
     GRID = 8
     info_fields: ClassVar[dict[str, type[np.generic]]] = AtariEnv.info_fields
+    action_meanings = ("NOOP", "LEFT", "RIGHT")
 
     def __init__(self, config: EnvConfig) -> None:
         config.validate()
