@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from drama.config import SequenceConfig
 from drama.models import sequence
+from drama.models.sequence import ssd
 from drama.models.sequence.base import ResidualStack, SequenceModel, State
-from drama.models.sequence.mamba2 import Mamba2, ssd_scan
+from drama.models.sequence.mamba2 import Mamba2
+from drama.models.sequence.ssd import Sizes, Weights, mix
 
 CHUNK = 4
 WIDTH = 6
@@ -234,49 +236,128 @@ def test_values_equal_the_definition(starts: tuple[int, ...], ngroups: int) -> N
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 8])
-def test_scan_on_hand_made_numbers(chunk_size: int) -> None:
-    """The state halves at every token, takes the input in, and is read through `c`."""
-    x = torch.tensor([1.0, 1.0, 1.0, 2.0, 0.0]).reshape(1, 5, 1, 1)
-    c = torch.tensor([1.0, 1.0, 2.0, 1.0, 1.0]).reshape(1, 5, 1, 1)
-    ones, rate = torch.ones(1, 5, 1, 1), torch.tensor([-math.log(2)])
-    state = torch.full((1, 1, 1, 1), 4.0)
-    y, final = ssd_scan(x, ones[..., 0], rate, ones, c, None, state, chunk_size)
-    torch.testing.assert_close(y.flatten(), torch.tensor([3.0, 2.5, 4.5, 3.125, 1.5625]))
-    assert final.item() == pytest.approx(1.5625)
-    segment = torch.tensor([[0, 0, 1, 1, 1]])
-    y, final = ssd_scan(x, ones[..., 0], rate, ones, c, segment, state, chunk_size)
-    torch.testing.assert_close(y.flatten(), torch.tensor([3.0, 2.5, 2.0, 2.5, 1.25]))
-    assert final.item() == pytest.approx(1.25)
+@pytest.mark.parametrize(
+    ("starts", "memory"), [((), [3.0, 2.5, 4.5, 3.125, 1.5625]), ((2,), [3.0, 2.5, 2.0, 2.5, 1.25])]
+)
+def test_hand_made_numbers(chunk_size: int, starts: tuple[int, ...], memory: list[float]) -> None:
+    """The state halves at every token, takes the input in, and is read through `c`; d, gate and norm do their part."""
+    # One head of two channels, the second of which stays 0; the convolution passes its input on.
+    sizes = Sizes(heads=1, headdim=2, groups=1, state=1, chunk=chunk_size)
+    u = torch.tensor([1.0, 1.0, 1.0, 2.0, 0.0])
+    xbc = torch.stack([u, torch.zeros(5), torch.ones(5), torch.tensor([1.0, 1.0, 2.0, 1.0, 1.0])], dim=1)
+    gate = torch.full((5, 2), 1.0)
+    projected = torch.cat([gate, inverse_silu(xbc), torch.full((5, 1), math.log(math.e - 1))], dim=1)[None]
+    identity = torch.zeros(3, 4)
+    identity[-1] = 1
+    weights = Weights(
+        identity, torch.zeros(4), torch.zeros(1), torch.tensor([-math.log(2)]), torch.ones(1), torch.ones(2)
+    )
+    state = torch.tensor([4.0, 0.0]).reshape(1, 1, 2, 1)
+    segment = torch.cumsum(starts_to_mask(starts, 5), 1)
+    y, final = mix(projected, weights, segment, torch.zeros(1, 2, 4), state, sizes)
+    gated = (torch.tensor(memory) + u) * torch.sigmoid(torch.tensor(1.0))
+    torch.testing.assert_close(y[0, :, 0], gated / torch.sqrt(gated.square() / 2 + 1e-5), atol=1e-5, rtol=1e-5)
+    assert final[0, 0, 0, 0].item() == pytest.approx(memory[-1], rel=1e-5)
 
 
+def inverse_silu(y: Tensor) -> Tensor:
+    """The number whose SiLU is `y >= 0`, by bisection."""
+    low, high = torch.zeros_like(y), y + 1
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = torch.nn.functional.silu(middle) < y
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return low
+
+
+@pytest.mark.parametrize("carried", [False, True], ids=["fresh", "carried"])
 @pytest.mark.parametrize("segment", [None, [[0, 0, 1, 1, 2], [1, 1, 1, 1, 1]]], ids=["one episode", "starts inside"])
-def test_scan_gradients(segment: list[list[int]] | None) -> None:
-    """Every gradient of the scan, the entering state's included, equals finite differences."""
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("chunk", [1, 2, 8])
+def test_every_gradient_equals_finite_differences(
+    chunk: int, groups: int, segment: list[list[int]] | None, carried: bool
+) -> None:
     torch.manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=torch.float64)
 
-    inputs = (draw(2, 5, 2, 2), draw(2, 5, 2).exp(), -draw(2).exp(), draw(2, 5, 1, 3), draw(2, 5, 1, 3))
-    state = draw(2, 2, 2, 3)
+    sizes = Sizes(heads=2, headdim=3, groups=groups, state=2, chunk=chunk)
+    weights = (draw(4, sizes.conv), draw(sizes.conv), draw(2), -draw(2).exp(), draw(2), draw(6))
+    tensors = [draw(2, 5, sizes.inner + sizes.conv + 2), *weights]
+    if carried:
+        tensors += [draw(2, 3, sizes.conv), draw(2, 2, 3, 2)]
     episodes = None if segment is None else torch.tensor(segment)
 
-    def scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        return ssd_scan(x, dt, a, b, c, episodes, h, 2)
+    def run(projected: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        window, state = rest[6:] if carried else (None, None)
+        return mix(projected, Weights(*rest[:6]), episodes, window, state, sizes)
 
-    tensors = tuple(v.requires_grad_() for v in (*inputs, state))
-    assert torch.autograd.gradcheck(scan, tensors, fast_mode=True)
+    assert torch.autograd.gradcheck(run, tuple(t.requires_grad_() for t in tensors), fast_mode=True)
+
+
+@pytest.mark.parametrize("part", [0, 1], ids=["output", "state"])
+def test_gradients_of_one_result_alone(part: int) -> None:
+    """A loss that uses only the outputs, or only the final state, which the backward pass treats apart."""
+    mixer = make_mixer(2).double()
+    x = torch.randn(2, 9, WIDTH, dtype=torch.float64)
+
+    def run(x: Tensor) -> Tensor:
+        y, state = mixer(x)
+        return y if part == 0 else state.ssm
+
+    assert torch.autograd.gradcheck(run, (x.requires_grad_(),), fast_mode=True)
+
+
+def test_tiles_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last tile of a batch is smaller; rows keep apart."""
+    mixer = make_mixer(2).double()
+    x = torch.randn(5, 9, WIDTH, dtype=torch.float64)
+    is_first = torch.zeros(5, 9, dtype=torch.bool)
+    is_first[3, 4] = True
+
+    def run() -> list[Tensor]:
+        mixer.zero_grad()
+        y, state = mixer(x, is_first)
+        (y.square().sum() + state.ssm.square().sum()).backward()
+        with torch.no_grad():
+            _, after = mixer.step(x[:, 0], is_first[:, 4], state)
+        gradients = [p.grad for p in mixer.parameters() if p.grad is not None]
+        return [y, *state, *after, *gradients]
+
+    whole = run()
+    monkeypatch.setattr(ssd, "TILE", 2 * CHUNK)
+    monkeypatch.setattr(ssd, "STATE_TILE", 2 * mixer.initial_state(1).ssm.numel())
+    for left, right in zip(whole, run(), strict=True):
+        torch.testing.assert_close(left, right, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_bfloat16_autocast_stays_near_float32() -> None:
+    mixer = make_mixer(2)
+    x = torch.randn(2, 9, WIDTH)
+    expected = mixer(x)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = mixer(x)
+        y_steps, _ = run_steps(mixer, x, None)
+    assert y.dtype == torch.bfloat16
+    assert state.ssm.dtype == torch.float32
+    for found in (y, y_steps):
+        assert (found.float() - expected).abs().max() < 0.05 * expected.abs().max()
+    y.float().square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in mixer.parameters() if p.grad is not None)
 
 
 def test_long_steps_give_finite_gradients() -> None:
     """Decays that underflow must not turn into infinities of the opposite sign inside a chunk."""
-    x = torch.ones(1, 16, 1, 2, requires_grad=True)
-    dt = torch.full((1, 16, 1), 50.0, requires_grad=True)
-    maps = torch.ones(1, 16, 1, 3)
-    y, _ = ssd_scan(x, dt, torch.tensor([-16.0]), maps, maps, None, torch.zeros(1, 1, 2, 3), 16)
-    torch.testing.assert_close(y, torch.full_like(y, 150.0))
-    for gradient in torch.autograd.grad(y.sum(), (x, dt)):
-        assert torch.isfinite(gradient).all()
+    mixer = make_mixer(chunk_size=16)
+    with torch.no_grad():
+        mixer.dt_bias.fill_(50.0)
+        mixer.A_log.fill_(math.log(16))
+    y, state = mixer(torch.randn(1, 16, WIDTH))
+    (y.sum() + state.ssm.sum()).backward()
+    for parameter in mixer.parameters():
+        assert parameter.grad is not None
+        assert torch.isfinite(parameter.grad).all()
 
 
 def test_parameters_are_those_of_mamba_ssm() -> None:
@@ -319,7 +400,7 @@ def test_build_follows_the_config() -> None:
     for mixer in stack.mixers:
         assert isinstance(mixer, Mamba2)
         assert (mixer.d_inner, mixer.d_state, mixer.headdim, mixer.ngroups) == (30, 7, 5, 2)
-        assert (mixer.d_conv, mixer.chunk_size) == (3, 9)
+        assert (mixer.d_conv, mixer.sizes.chunk) == (3, 9)
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones() -> None:

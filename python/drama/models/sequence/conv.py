@@ -23,27 +23,42 @@ def causal_conv(conv: nn.Conv1d, x: Tensor, segment: Tensor | None, window: Tens
     weight, bias = _parameters(conv, x.dtype)
     padded = torch.cat([window.to(x.dtype), x], dim=1)
     out = x * weight[past] + bias
-    if segment is None:
-        for begin in range(past):
-            out = out + padded[:, begin : begin + length] * weight[begin]
-        return F.silu(out), padded[:, length:]
-    segments = F.pad(segment, (past, 0))
+    segments = None if segment is None else F.pad(segment, (past, 0))
     for begin in range(past):
-        same = (segments[:, begin : begin + length] == segment)[..., None]
-        out = out + padded[:, begin : begin + length] * (weight[begin] * same)
-    kept = segments[:, length:] == segments[:, -1:]
-    return F.silu(out), padded[:, length:] * kept[..., None]
+        taps = weight[begin]
+        if segments is not None:
+            same: Tensor = segments[:, begin : begin + length] == segment
+            taps = taps * same[..., None]
+        out = out + padded[:, begin : begin + length] * taps
+    return F.silu(out), next_window(x, segment, window, past)
+
+
+def next_window(x: Tensor, segment: Tensor | None, window: Tensor | None, past: int) -> Tensor:
+    """The last `past` inputs of `x[B, T, C]`, after those of `window`, that belong to the last episode; else zeros."""
+    last = x[:, max(0, x.shape[1] - past) :]
+    missing = past - last.shape[1]
+    if missing:
+        head = x.new_zeros(x.shape[0], missing, x.shape[2]) if window is None else window[:, -missing:].to(x.dtype)
+        last = torch.cat([head, last], dim=1)
+    if segment is None:
+        return last.clone()
+    segments = F.pad(segment, (past, 0))[:, -past:] if past else segment[:, :0]
+    return last * (segments == segment[:, -1:])[..., None]
 
 
 def causal_conv_step(conv: nn.Conv1d, x: Tensor, is_first: Tensor | None, window: Tensor) -> tuple[Tensor, Tensor]:
     """One token `x[B, C]` of `causal_conv`; returns `[B, C]` and the next window."""
     if is_first is not None:
         window = window * ~is_first[:, None, None]
+    window = window.to(x.dtype)
     weight, bias = _parameters(conv, x.dtype)
-    inputs = torch.cat([window.to(x.dtype), x[:, None]], dim=1)
-    return F.silu((inputs * weight).sum(1) + bias), inputs[:, 1:]
+    past = window.shape[1]
+    out = torch.addcmul(bias, x, weight[past])
+    for tap in range(past):
+        out = torch.addcmul(out, window[:, tap], weight[tap])
+    return F.silu(out), torch.cat([window[:, 1:], x[:, None]], dim=1)
 
 
 def _parameters(conv: nn.Conv1d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     assert conv.bias is not None
-    return conv.weight[:, 0].T.to(dtype), conv.bias.to(dtype)
+    return conv.weight[:, 0].T.to(dtype).contiguous(), conv.bias.to(dtype)
