@@ -120,10 +120,12 @@ def bare_atari(game: str, count: int) -> Play:
     screens = np.zeros((2, 210, 160), np.uint8)
     random = np.random.default_rng(0)
     emulators = []
+    rom = roms.get_rom_path(game.lower())
+    assert rom is not None
     for _ in range(count):
         ale = ale_py.ALEInterface()
         ale.setFloat("repeat_action_probability", 0.0)
-        ale.loadROM(roms.get_rom_path(game.lower()))
+        ale.loadROM(rom)
         emulators.append(ale)
     actions = [action.value for action in emulators[0].getMinimalActionSet()]
 

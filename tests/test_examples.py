@@ -1,4 +1,4 @@
-"""Each example and the replay benchmark run to the end, small."""
+"""Each example and the benchmarks run to the end, small."""
 
 from __future__ import annotations
 
@@ -106,3 +106,17 @@ def test_the_replay_benchmark_runs_and_names_what_it_left_out() -> None:
     for peer in ("torchrl", "cpprb", "stable_baselines3"):
         there = importlib.util.find_spec(peer) is not None
         assert there != any(f"left out: {peer}" in line for line in result["left_out"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_the_benchmark_of_environments_runs_and_names_what_it_left_out() -> None:
+    sections = ["pong-1", "cartpole-8", "millisecond-8"]
+    options = ["--only", *sections, "--cores", "1", "--seconds", "0.02", "--json"]
+    result = json.loads(run("benchmarks/envs.py", *options, timeout=300))
+    assert {row["section"] for row in result["rows"]} == set(sections)
+    assert all(row["steps_per_second"] > 0 and row["cores"] == 1 for row in result["rows"])
+    for module, name in (("envpool", "EnvPool"), ("ale_py", "ale_py AtariVectorEnv")):
+        there = importlib.util.find_spec(module) is not None
+        assert there == any(row["name"] == name for row in result["rows"])
+        assert there != any(f"left out: {name}" in line for line in result["left_out"])
