@@ -41,6 +41,13 @@ def load_learner(run: Path, device: str = "auto", step: int | None = None) -> tu
     return config, learner, state["step"]
 
 
+def scored(config: Config) -> Config:
+    """The config with the game's own rewards and whole episodes, whatever training was given: scores are of those."""
+    return dataclasses.replace(
+        config, env=dataclasses.replace(config.env, clip_rewards=False, life_loss_terminal=False)
+    )
+
+
 def evaluate(config: Config, learner: Learner, *, episodes: int, greedy: bool, seed: int) -> list[dict[str, Any]]:
     """Play `episodes` episodes to their ends; returns one record each.
 

@@ -16,7 +16,7 @@ from drama.agent.player import Player
 from drama.config import Config
 from drama.dream import to_uint8
 from drama.envs import AtariEnv, FrameEnv, make_env
-from drama.evaluation import load_learner
+from drama.evaluation import load_learner, scored
 from drama.imagination import start_from
 
 Picture = NDArray[np.uint8]  # [H, W, 1 or 3]
@@ -38,7 +38,7 @@ class Played(NamedTuple):
 def watch(run: Path, *, episodes: int, greedy: bool | None, seed: int, device: str = "auto") -> Iterator[Played]:
     """The steps of the last checkpoint's agent in `episodes` episodes; `greedy` None follows the run's protocol."""
     config, learner, _ = load_learner(run, device)
-    env = make_env(config.game, config.env)
+    env = make_env(config.game, scored(config).env)
     meanings = action_meanings(env)
     greedy = config.env.protocol == "paper" if greedy is None else greedy
     player = Player(learner.world_model, learner.agent, 1, greedy=greedy)
