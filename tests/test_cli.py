@@ -42,7 +42,7 @@ DEBUG = ("--preset", "debug", "--device", "cpu")
     ("args", "said"),
     [
         (["train", "Pongg", *DEBUG], ["game", "'Pongg'", "did you mean Pong"]),
-        (["train", "Pong", "--preset", "cpuu"], ["preset", "'cpuu'", "did you mean cpu", "paper, cpu, debug"]),
+        (["train", "Pong", "--preset", "cpuu"], ["preset", "'cpuu'", "did you mean cpu", "paper, cpu, small, debug"]),
         (["train", "Pong", *DEBUG, "--train.batch-sizes", "3"], ["--train.batch-sizes", "--train.batch-size INT"]),
         (["train", "Pong", *DEBUG, "--steps", "many"], ["--steps", "'many'"]),
         (["train", "Pong", "--preset", "debug", "--device", "gpu"], ["'gpu'", "--device", "'cuda'"]),

@@ -68,11 +68,17 @@ def test_one_seed_gives_one_run_and_another_seed_another(debug: Config, tmp_path
     assert first != other
 
 
-def test_resume_reproduces_the_uninterrupted_run(debug: Config, tmp_path: Path) -> None:
+def with_envs(config: Config, num_envs: int) -> Config:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, num_envs=num_envs))
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_resume_reproduces_the_uninterrupted_run(debug: Config, tmp_path: Path, num_envs: int) -> None:
     """A run that goes on from its checkpoint writes the same metrics, bit for bit."""
-    whole = train(debug, tmp_path / "whole")
+    config = with_envs(debug, num_envs)
+    whole = train(config, tmp_path / "whole")
     run = tmp_path / "resumed"
-    train(debug, run)
+    train(config, run)
     later = checkpoint.list_checkpoints(run)[-1]
     assert later.name == "step-000000120"
     later.rename(tmp_path / "gone")
@@ -97,17 +103,22 @@ def test_checkpoints_keep_the_last_two_and_only_complete_ones(debug: Config, tmp
     assert checkpoint.latest(run).name == "step-000000120"
 
 
-def test_replay_rows_hold_the_consequence_of_their_own_action(debug: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("num_envs", "index"), [(1, 0), (3, 0), (3, 2)])
+def test_replay_rows_hold_the_consequence_of_their_own_action(
+    debug: Config, tmp_path: Path, num_envs: int, index: int
+) -> None:
     """Replaying the stored actions in a fresh environment gives the stored frames, rewards and ends, row by row."""
-    config = dataclasses.replace(debug, game="Catch", env=dataclasses.replace(debug.env, size=32))
+    config = with_envs(dataclasses.replace(debug, game="Catch"), num_envs)
     trainer = Trainer(config, tmp_path / "run")
     trainer.train(Silent())
     buffer = ReplayBuffer.load(checkpoint.latest(tmp_path / "run") / "replay")
-    rows = {k: v[0] for k, v in buffer.gather(np.array([0]), len(buffer)).items() if k not in ("indices", "weights")}
+    steps = config.steps // num_envs
+    begin = index * (buffer.capacity // num_envs)  # the environment's first row
+    rows = {k: v[0] for k, v in buffer.gather(np.array([begin]), steps).items() if k not in ("indices", "weights")}
     env = make_env("Catch", config.env)
-    frame, _ = env.reset(seed=config.seed)
+    frame, _ = env.reset(seed=config.seed + index)
     first, ends = True, 0
-    for t in range(len(buffer)):
+    for t in range(steps):
         assert np.array_equal(rows["obs"][t], frame)
         assert rows["is_first"][t] == first
         frame, reward, terminated, truncated, _ = env.step(rows["action"][t])
@@ -118,7 +129,27 @@ def test_replay_rows_hold_the_consequence_of_their_own_action(debug: Config, tmp
         if first:
             ends += 1
             frame, _ = env.reset()
-    assert ends >= 10
+    assert ends >= 5
+
+
+def test_updates_are_as_many_for_several_environments(debug: Config, tmp_path: Path) -> None:
+    counts = []
+    for num_envs in (1, 3):
+        trainer = Trainer(with_envs(debug, num_envs), tmp_path / f"{num_envs}")
+        trainer.train(Silent())
+        assert trainer.step == 120
+        counts.append(trainer._updates)
+    assert counts == [15, 15]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("train.sampler", "uniform"), ("world_model.reset_state", False), ("agent.act_on", "prior")]
+)
+def test_choices_of_the_method_change_a_run(debug: Config, tmp_path: Path, option: str, value: Any) -> None:
+    config = dataclasses.replace(debug, game="Catch")  # its episodes are short enough to end within a sequence
+    part, name = option.split(".")
+    changed = dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **{name: value})})
+    assert train(config, tmp_path / "a") != train(changed, tmp_path / "b")
 
 
 def test_interrupt_saves_and_tells_how_to_go_on(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from drama.replay import ReplayBuffer
 
 KEEP = 2
 VERSION = 1
-PARTS = {"learner", "player", "dfs", "updates", "episode", "sums", "summed", "env", "frame", "first"} | {
+PARTS = {"learner", "player", "dfs", "updates", "returns", "lengths", "sums", "summed", "envs", "frames", "first"} | {
     "numpy_random",
     "torch_random",
     "cuda_random",

@@ -1,7 +1,7 @@
 """Every option, in one place: typed dataclasses, three presets, and their JSON form.
 
 The presets are plain values: `paper` holds the numbers of the paper (arXiv 2410.08893), `cpu` is what two cores can
-train in an evening, `debug` runs in seconds.
+train in an evening, `small` learns the small tasks in minutes, `debug` runs in seconds.
 """
 
 from __future__ import annotations
@@ -160,6 +160,8 @@ class WorldModelConfig:
     """Weight of KL(posterior || stop(prior))."""
     free_bits: float = 1.0
     """Both KL terms count only above this many nats (batch mean)."""
+    reset_state: bool = True
+    """Forget the past where an episode begins; the published code does not."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,8 @@ class TrainConfig:
 
     replay_capacity: int = 100_000
     """Rows that the replay holds."""
+    num_envs: int = 1
+    """Environments that are stepped together; every count of steps is over all of them."""
     start_step: int = 1032
     """Environment steps with random actions before the first update."""
     train_every: int = 1
@@ -217,6 +221,8 @@ class TrainConfig:
     """Real steps before the imagination starts."""
     horizon: int = 16
     """Imagined steps."""
+    sampler: Literal["dfs", "uniform"] = "dfs"
+    """How sequences are drawn: dynamic frequency-based sampling, or all alike."""
     dfs_temperature: float = 10.0
     """Temperature of the dynamic frequency-based sampling."""
     world_model_lr: float = 4e-5
@@ -274,7 +280,7 @@ class Config:
         self.env.validate()
         t, vision = self.train, self.world_model.vision
         height, width = self.env.frame_size
-        first_batch = max(t.batch_length + t.batch_size, t.context + t.imagination_batch)
+        first_batch = max(t.num_envs * t.batch_length + t.batch_size, t.num_envs * t.context + t.imagination_batch)
         scale = 2 ** vision.strides.count(2)
         checks = {
             f"train.start_step: {t.start_step} rows cannot fill the first batch, which needs {first_batch}": (
@@ -298,7 +304,7 @@ class Config:
             f"train.context: {t.context} must be at least 2": t.context >= 2,
             f"seed: {self.seed} must not be negative": self.seed >= 0,
         }
-        for name in ("train_every", "batch_size", "batch_length", "imagination_batch", "horizon"):
+        for name in ("num_envs", "train_every", "batch_size", "batch_length", "imagination_batch", "horizon"):
             checks[f"train.{name}: {getattr(t, name)} must be at least 1"] = getattr(t, name) >= 1
         checks[f"log.eval_episodes: {self.log.eval_episodes} must not be negative"] = self.log.eval_episodes >= 0
         for name in ("log_every", "image_every", "checkpoint_every", "eval_envs"):
@@ -381,11 +387,37 @@ def _cpu() -> Config:
             batch_size=8,
             batch_length=64,
             imagination_batch=96,
-            context=4,
+            context=8,
             horizon=12,
             world_model_lr=2e-3,
             agent_lr=3e-4,
             warmup_updates=200,
+        ),
+    )
+
+
+def _small() -> Config:
+    cpu = _cpu()
+    return dataclasses.replace(
+        cpu,
+        game="Catch",
+        preset="small",
+        steps=3000,
+        env=EnvConfig(size=32, grayscale=True),
+        world_model=dataclasses.replace(
+            cpu.world_model,
+            vision=dataclasses.replace(cpu.world_model.vision, channels=(16, 32, 48), strides=(2, 2, 2)),
+            sequence=dataclasses.replace(cpu.world_model.sequence, width=128),
+        ),
+        train=dataclasses.replace(
+            cpu.train,
+            start_step=500,
+            train_every=2,
+            batch_length=32,
+            imagination_batch=128,
+            horizon=10,
+            world_model_lr=1e-3,
+            warmup_updates=100,
         ),
     )
 
@@ -420,7 +452,7 @@ def _debug() -> Config:
     )
 
 
-PRESETS = {"paper": _paper, "cpu": _cpu, "debug": _debug}
+PRESETS = {"paper": _paper, "cpu": _cpu, "small": _small, "debug": _debug}
 
 
 def preset(name: str) -> Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from drama.agent.player import Player
 from drama.config import Config
 from drama.device import resolve_device
 from drama.dream import dream_frames, dream_video
-from drama.envs import make_env
+from drama.envs import make_env, make_frames
 from drama.files import write_atomically
 from drama.learner import Learner
 from drama.scores import human_normalised, random_and_human
@@ -57,32 +58,32 @@ def evaluate(config: Config, learner: Learner, *, episodes: int, greedy: bool, s
     """
     count = min(config.log.eval_envs, episodes)
     env_config = dataclasses.replace(config.env, life_loss_terminal=False, clip_rewards=False)
-    envs = [make_env(config.game, env_config) for _ in range(count)]
-    left = [episodes // count + (i < episodes % count) for i in range(count)]
+    left = np.array([episodes // count + (i < episodes % count) for i in range(count)])
     player = Player(learner.world_model, learner.agent, count, greedy=greedy)
-    frames = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
     first = np.ones(count, np.bool_)
     returns, lengths = np.zeros(count), np.zeros(count, np.int64)
     records: list[dict[str, Any]] = []
     torch.manual_seed(seed)
-    while any(left):
-        with learner.autocast:
-            actions = player.act(frames, first)
-        for i, env in enumerate(envs):
-            if not left[i]:
-                continue
-            frames[i], reward, terminated, truncated, _ = env.step(actions[i])
-            returns[i] += reward
-            lengths[i] += 1
-            first[i] = terminated or truncated
-            if first[i]:
+    with closing(make_frames(config.game, count, env_config)) as envs:
+        frames, _ = envs.reset(seed=seed)
+        while left.any():
+            with learner.autocast:
+                actions = player.act(frames, first)
+            frames, rewards, terminated, truncated, _ = envs.step(actions)
+            returns += rewards
+            lengths += 1
+            first = terminated | truncated
+            for i in np.flatnonzero(first & (left > 0)).tolist():
                 records.append(
-                    {"env": i, "return": returns[i].item(), "length": lengths[i].item(), "truncated": truncated}
+                    {
+                        "env": i,
+                        "return": returns[i].item(),
+                        "length": lengths[i].item(),
+                        "truncated": truncated[i].item(),
+                    }
                 )
-                returns[i], lengths[i] = 0, 0
                 left[i] -= 1
-                if left[i]:
-                    frames[i], _ = env.reset()
+            returns[first], lengths[first] = 0, 0
     return records
 
 

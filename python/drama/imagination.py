@@ -50,7 +50,7 @@ def start_from(model: WorldModel, z: Tensor, action: Tensor, is_first: Tensor) -
     """As `observe`, from latents `z[B, T, latents]` that were sampled already."""
     d, state = model(z[:, :-1], action[:, :-1], is_first[:, :-1])
     last_first = is_first[:, -1]
-    return Start(z[:, -1], d[:, -1] * ~last_first[:, None], last_first, state)
+    return Start(z[:, -1], d[:, -1] * ~model.forgets(last_first)[:, None], last_first, state)
 
 
 @torch.no_grad()

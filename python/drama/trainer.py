@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import signal
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,7 +23,7 @@ from drama.agent.player import Player
 from drama.config import Config
 from drama.device import resolve_device
 from drama.dream import dream_frames, dream_strip, dream_video
-from drama.envs import make_env
+from drama.envs import VectorEnv, make_frames
 from drama.files import write_atomically
 from drama.learner import Learner
 from drama.metrics import MetricsWriter
@@ -54,27 +56,32 @@ class Trainer:
         self.device = resolve_device(config.device)
         torch.manual_seed(config.seed)
         self._random = np.random.default_rng(config.seed)
-        self._env = make_env(config.game, config.env)
-        shape = self._env.observation_space.shape
-        assert shape is not None
-        self._actions = int(self._env.action_space.n)
-        self.learner = Learner(config, shape[-1], self._actions, self.device)
-        self._player = Player(self.learner.world_model, self.learner.agent, num_envs=1)
         train = config.train
+        self._envs = make_frames(config.game, train.num_envs, config.env)
+        shape = self._envs.single_observation_space.shape
+        assert shape is not None
+        self._actions = actions_of(self._envs)
+        self.learner = Learner(config, shape[-1], self._actions, self.device)
+        self._player = Player(self.learner.world_model, self.learner.agent, train.num_envs)
         self._dfs = DynamicFrequency(
             temperature=train.dfs_temperature, ratio=train.batch_size / train.imagination_batch
         )
+        dfs = train.sampler == "dfs"
+        self._samplers: tuple[Sampler, Sampler] = (
+            (self._dfs.world_model, self._dfs.imagination) if dfs else (Uniform(), Uniform())
+        )
         self.step = 0
         self._updates = 0
-        self._episode = {"return": 0.0, "length": 0.0}
+        self._returns = np.zeros(train.num_envs)
+        self._lengths = np.zeros(train.num_envs, np.int64)
         self._sums: dict[str, Tensor] = {}
         self._summed = 0
         self._memory: dict[str, dict[str, NDArray[Any]]] = {}
         self._stop = False
         self._recent: deque[float] = deque(maxlen=10)
         self._clock = (time.perf_counter(), 0)
-        self._frame, _ = self._env.reset(seed=config.seed)
-        self._first = True
+        self._frames, _ = self._envs.reset(seed=config.seed)
+        self._first = np.ones(train.num_envs, np.bool_)
         if resume and checkpoint.list_checkpoints(run):
             self._load()
         else:
@@ -101,7 +108,11 @@ class Trainer:
         """Train to the last step, or until SIGINT or SIGTERM; saves a checkpoint either way. True if it finished."""
         self._clock = (time.perf_counter(), self.step)
         try:
-            with MetricsWriter(self.run, keep_until=self.step) as self._metrics, self._stoppable():
+            with (
+                MetricsWriter(self.run, keep_until=self.step) as self._metrics,
+                closing(self._envs),
+                self._stoppable(),
+            ):
                 while self.step < self.config.steps and not self._stop:
                     self._act()
                     self._learn()
@@ -129,12 +140,13 @@ class Trainer:
                 "player": self._player.get_state(),
                 "dfs": _tensors(self._dfs.state_dict()),
                 "updates": self._updates,
-                "episode": self._episode,
+                "returns": torch.from_numpy(self._returns),
+                "lengths": torch.from_numpy(self._lengths),
                 "sums": self._sums,
                 "summed": self._summed,
-                "env": _bytes_to_tensor(self._env.get_state()),
-                "frame": torch.from_numpy(self._frame),
-                "first": self._first,
+                "envs": _bytes_to_tensor(pickle.dumps(self._envs.get_state())),
+                "frames": torch.from_numpy(self._frames),
+                "first": torch.from_numpy(self._first),
                 "numpy_random": self._random.bit_generator.state,
                 "torch_random": torch.get_rng_state(),
                 "cuda_random": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
@@ -159,47 +171,58 @@ class Trainer:
         self._player.set_state(state["player"])
         self._dfs.load_state_dict(_arrays(state["dfs"]))
         self.step, self._updates = state["step"], state["updates"]
-        self._episode, self._sums, self._summed = state["episode"], state["sums"], state["summed"]
-        self._env.set_state(state["env"].cpu().numpy().tobytes())
-        self._frame, self._first = state["frame"].cpu().numpy(), state["first"]
+        self._sums, self._summed = state["sums"], state["summed"]
+        self._envs.set_state(pickle.loads(state["envs"].cpu().numpy().tobytes()))
+        self._returns, self._lengths, self._frames, self._first = (
+            state[name].cpu().numpy() for name in ("returns", "lengths", "frames", "first")
+        )
         self._random.bit_generator.state = state["numpy_random"]
         torch.set_rng_state(state["torch_random"].cpu())
         if self.device.type == "cuda":
             torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda_random"]])
 
     def _act(self) -> None:
-        """One step of the environment into the replay: random before the first update, then the agent's."""
-        frame, first = self._frame, self._first
+        """One step of every environment into the replay: random before the first update, then the agent's."""
+        frames, first = self._frames, self._first
         if self.step < self.config.train.start_step:
-            action = int(self._random.integers(self._actions))
+            actions = self._random.integers(self._actions, size=len(first))
         else:
             with self.learner.autocast:
-                action = int(self._player.act(frame[None], np.array([first]))[0])
-        self._frame, reward, terminated, truncated, info = self._env.step(action)
-        store_step(self._replay, frame, action, reward, terminated, truncated, info)
-        self.step += 1
-        self._episode["return"] += reward
-        self._episode["length"] += 1
-        self._first = terminated or truncated
-        if self._first:
-            self._metrics.write("episode", self.step, self._episode)
-            self._recent.append(self._episode["return"])
-            self._episode = {"return": 0.0, "length": 0.0}
-            self._frame, _ = self._env.reset()
+                actions = self._player.act(frames, first)
+        self._frames, rewards, terminated, truncated, infos = self._envs.step(actions)
+        store_step(self._replay, frames, actions, rewards, terminated, truncated, infos)
+        self.step += len(first)
+        self._returns += rewards
+        self._lengths += 1
+        self._first = terminated | truncated
+        for i in np.flatnonzero(self._first):
+            episode = {"return": self._returns[i].item(), "length": self._lengths[i].item()}
+            self._metrics.write("episode", self.step, episode)
+            self._recent.append(episode["return"])
+        self._returns[self._first] = 0
+        self._lengths[self._first] = 0
+
+    def _due(self, every: int) -> int:
+        """How many multiples of `every` the last step of the environments has reached."""
+        return self.step // every - (self.step - self.config.train.num_envs) // every
 
     def _learn(self) -> None:
-        """One update of the world model and one of the agent, when they are due."""
-        train = self.config.train
-        if self.step < train.start_step or self.step % train.train_every:
+        """The updates of the world model and of the agent that are due, one of each at a time."""
+        if self.step < self.config.train.start_step:
             return
+        for _ in range(self._due(self.config.train.train_every)):
+            self._update()
+
+    def _update(self) -> None:
+        """One update of the world model and one of the agent."""
+        train = self.config.train
         if self._updates == 0:
             self.learner.start_from_frames(self._replay.sample(256, 1, sampler=Uniform())["obs"])
+        sequences, starts = self._samplers
         world_model = self.learner.update_world_model(
-            self._sample("sequences", train.batch_size, train.batch_length, self._dfs.world_model)
+            self._sample("sequences", train.batch_size, train.batch_length, sequences)
         )
-        agent = self.learner.update_agent(
-            self._sample("starts", train.imagination_batch, train.context, self._dfs.imagination)
-        )
+        agent = self.learner.update_agent(self._sample("starts", train.imagination_batch, train.context, starts))
         self._updates += 1
         self._summed += 1
         for part, values in (("world_model", world_model), ("agent", agent)):
@@ -215,7 +238,7 @@ class Trainer:
     def _report(self, display: Display) -> None:
         """Log, picture and save, each when it is due."""
         log = self.config.log
-        if self.step % log.log_every == 0:
+        if self._due(log.log_every):
             values = self._drain_sums()
             began, at = self._clock
             now = time.perf_counter()
@@ -225,9 +248,9 @@ class Trainer:
             self._metrics.write("train", self.step, values)
             recent = {"episode_return": float(np.mean(self._recent))} if self._recent else {}
             display.update(self.step, values | recent)
-        if self._updates and self.step % log.image_every == 0:
+        if self._updates and self._due(log.image_every):
             self.write_pictures()
-        if self.step % log.checkpoint_every == 0 and self.step < self.config.steps:
+        if self._due(log.checkpoint_every) and self.step < self.config.steps:
             self.save()
 
     def _drain_sums(self) -> dict[str, float]:
@@ -285,6 +308,12 @@ class Trainer:
                 signal.signal(s, handler)
 
 
+def actions_of(envs: VectorEnv) -> int:
+    """Number of discrete actions."""
+    assert isinstance(envs.single_action_space, Discrete)
+    return int(envs.single_action_space.n)
+
+
 def make_replay(config: Config, shape: tuple[int, ...]) -> ReplayBuffer:
     """The empty replay of a run whose frames have this shape."""
     return ReplayBuffer(
@@ -295,44 +324,48 @@ def make_replay(config: Config, shape: tuple[int, ...]) -> ReplayBuffer:
             "reward": ((), np.float32),
             "life_lost": ((), np.bool_),
         },
-        num_envs=1,
+        num_envs=config.train.num_envs,
         seed=config.seed,
     )
 
 
 def store_step(
     replay: ReplayBuffer,
-    frame: NDArray[np.uint8],
-    action: int,
-    reward: float,
-    terminated: bool,
-    truncated: bool,
-    info: dict[str, Any],
+    frames: NDArray[np.uint8],
+    actions: NDArray[np.int64],
+    rewards: NDArray[np.float64],
+    terminated: NDArray[np.bool_],
+    truncated: NDArray[np.bool_],
+    infos: dict[str, Any],
 ) -> None:
-    """Add to a replay from `make_replay` what `env.step(action)` returned for the frame before it."""
+    """Add to a replay from `make_replay` what `envs.step(actions)` returned for the frames before it."""
+    life_lost = infos["life_lost"]
+    if "final_info" in infos:  # where an episode ended, the info is that of the new one's first frame
+        life_lost = np.where(infos["_final_info"], infos["final_info"]["life_lost"], life_lost)
     replay.add(
-        obs=frame[None],
-        action=np.array([action], np.int64),
-        reward=np.array([reward], np.float32),
-        terminated=np.array([terminated]),
-        truncated=np.array([truncated]),
-        life_lost=np.array([info["life_lost"]]),
+        obs=frames,
+        action=actions,
+        reward=rewards.astype(np.float32),
+        terminated=terminated,
+        truncated=truncated,
+        life_lost=life_lost,
     )
 
 
 def random_play(config: Config, steps: int) -> ReplayBuffer:
     """A replay with `steps` rows of random play on the config's game, for tests and benchmarks."""
-    env = make_env(config.game, config.env)
-    shape = env.observation_space.shape
+    envs = make_frames(config.game, config.train.num_envs, config.env)
+    shape = envs.single_observation_space.shape
     assert shape is not None
     replay = make_replay(config, shape)
-    random = np.random.default_rng(0)
-    frame, _ = env.reset(seed=0)
-    for _ in range(steps):
-        action = int(random.integers(env.action_space.n))
-        following, reward, terminated, truncated, info = env.step(action)
-        store_step(replay, frame, action, reward, terminated, truncated, info)
-        frame = env.reset()[0] if terminated or truncated else following
+    random, actions = np.random.default_rng(0), actions_of(envs)
+    frames, _ = envs.reset(seed=0)
+    while len(replay) < min(steps, replay.capacity):
+        action = random.integers(actions, size=envs.num_envs)
+        following, rewards, terminated, truncated, infos = envs.step(action)
+        store_step(replay, frames, action, rewards, terminated, truncated, infos)
+        frames = following
+    envs.close()
     return replay
 
 

@@ -33,7 +33,7 @@ class Player:
         """Actions `[N]` for frames `obs[N, H, W, C]`; where `is_first[N]` the memory is dropped first."""
         first = torch.from_numpy(is_first).to(self._device)
         z = self._model.sample(self._model.encode(torch.from_numpy(obs).to(self._device)))
-        d = self._d * ~first[:, None]
+        d = self._d * ~self._model.forgets(first)[:, None]
         seen = z
         if self._act_on == "prior":  # nothing predicts the first frame of an episode
             seen = torch.where(first[:, None], z, self._model.sample(self._model.predict_latent(d)))

@@ -6,7 +6,7 @@ and `life_lost`, and whose `get_state` and `set_state` let a run resume exactly.
 """
 
 from drama.envs.atari import AtariEnv, atari_games
-from drama.envs.making import FrameEnv, game_names, make_atari, make_env, make_vec, register
+from drama.envs.making import FrameEnv, game_names, make_atari, make_env, make_frames, make_vec, register
 from drama.envs.processes import WorkerDied
 from drama.envs.small import Catch
 from drama.envs.vector import VectorEnv
@@ -25,5 +25,6 @@ __all__ = [
     "game_names",
     "make_atari",
     "make_env",
+    "make_frames",
     "make_vec",
 ]

@@ -12,11 +12,12 @@ from gymnasium.vector import AutoresetMode
 
 from drama.config import EnvConfig, did_you_mean
 from drama.envs.atari import AtariEnv, atari_games
-from drama.envs.small import Catch
+from drama.envs.small import Catch, Doorway, GridTask, Recall
 from drama.envs.vector import EnvFn, VectorEnv
+from drama.envs.worker import EnvError
 
-FrameEnv = AtariEnv | Catch
-SMALL = {"Catch": Catch}
+FrameEnv = AtariEnv | GridTask
+SMALL: dict[str, type[GridTask]] = {"Catch": Catch, "Doorway": Doorway, "Recall": Recall}
 
 
 def game_names() -> list[str]:
@@ -105,15 +106,25 @@ def make_atari(
     """
     _check_game(game)
     env_fn = functools.partial(make_env, game, _configured(config, options))
-    return make_vec(
-        [env_fn] * num_envs,
-        num_workers=num_workers,
-        autoreset_mode=autoreset_mode,
-        batch_size=batch_size,
-        copy=copy,
-        on_worker_death=on_worker_death,
-        timeout=timeout,
-    )
+    try:
+        return make_vec(
+            [env_fn] * num_envs,
+            num_workers=num_workers,
+            autoreset_mode=autoreset_mode,
+            batch_size=batch_size,
+            copy=copy,
+            on_worker_death=on_worker_death,
+            timeout=timeout,
+        )
+    except EnvError as error:
+        if isinstance(error.__cause__, ValueError):  # a mistake in the arguments, not an environment that broke
+            raise error.__cause__ from None
+        raise
+
+
+def make_frames(game: str, num_envs: int, config: EnvConfig) -> VectorEnv:
+    """What training and evaluation step: as `make_atari`, an episode's end and the next one's start in one step."""
+    return make_atari(game, num_envs, config=config, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
 def _make_one(game: str, config: EnvConfig | None = None, **options: Any) -> FrameEnv:

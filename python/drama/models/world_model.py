@@ -89,11 +89,15 @@ class WorldModel(nn.Module):
 
     def forward(self, z: Tensor, action: Tensor, is_first: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """`d[B, T, width]` after each step of `z[B, T, latents]` and `action[B, T]`, and the state after the last."""
-        return self.sequence(self._tokens(z, action), is_first, state)
+        return self.sequence(self._tokens(z, action), self.forgets(is_first), state)
 
     def step(self, z: Tensor, action: Tensor, is_first: Tensor | None, state: State) -> tuple[Tensor, State]:
         """`d[B, width]` after one step of `z[B, latents]` and `action[B]`, and the next state."""
-        return self.sequence.step(self._tokens(z, action), is_first, state)
+        return self.sequence.step(self._tokens(z, action), None if is_first is None else self.forgets(is_first), state)
+
+    def forgets(self, is_first: Tensor) -> Tensor:
+        """Where the state and `d` are dropped before a step: at episode starts, unless the config says never."""
+        return is_first if self.config.reset_state else torch.zeros_like(is_first)
 
     def initial_state(self, batch: int) -> State:
         """The sequence model's state before the first step of an episode."""
