@@ -57,14 +57,13 @@ def evaluate(config: Config, learner: Learner, *, episodes: int, greedy: bool, s
     their ends and rewards count in full, whatever training sees of them.
     """
     count = min(config.log.eval_envs, episodes)
-    env_config = dataclasses.replace(config.env, life_loss_terminal=False, clip_rewards=False)
     left = np.array([episodes // count + (i < episodes % count) for i in range(count)])
     player = Player(learner.world_model, learner.agent, count, greedy=greedy)
     first = np.ones(count, np.bool_)
     returns, lengths = np.zeros(count), np.zeros(count, np.int64)
     records: list[dict[str, Any]] = []
     torch.manual_seed(seed)
-    with closing(make_frames(config.game, count, env_config)) as envs:
+    with closing(make_frames(config.game, count, scored(config).env)) as envs:
         frames, _ = envs.reset(seed=seed)
         while left.any():
             with learner.autocast:
