@@ -24,6 +24,8 @@ from vector_envs import Calm, Counter, Nested, Painter, Slow, Words
 
 Env = gymnasium.Env[Any, Any]
 MODES = list(AutoresetMode)
+# Starting workers takes most of a test's time: each mode once, and each once with each mode in the slow ones.
+ONE_MODE = [mode if mode == AutoresetMode.NEXT_STEP else pytest.param(mode, marks=pytest.mark.slow) for mode in MODES]
 # Short limits, so that episodes end often. FrozenLake and Blackjack end by themselves.
 REAL: dict[str, Callable[[], Env]] = {
     "CartPole": functools.partial(gymnasium.make, "CartPole-v1"),
@@ -90,11 +92,25 @@ def pairs(env_fns: list[Callable[[], Env]], mode: AutoresetMode, workers: int, s
     return ended
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["CartPole", "Blackjack", "Nested", "Words", "Painter"])
-def test_equals_gymnasium(name: str, mode: AutoresetMode, workers: int) -> None:
-    assert pairs([REAL[name]] * 5, mode, workers, 120) >= 5
+def test_equals_gymnasium(name: str, mode: AutoresetMode) -> None:
+    assert pairs([REAL[name]] * 5, mode, 0, 120) >= 5
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("Nested", AutoresetMode.NEXT_STEP),
+        ("Nested", AutoresetMode.SAME_STEP),
+        ("CartPole", AutoresetMode.DISABLED),
+        ("Painter", AutoresetMode.SAME_STEP),
+        ("Words", AutoresetMode.SAME_STEP),
+        ("Taxi", AutoresetMode.NEXT_STEP),
+    ],
+)
+def test_workers_equal_gymnasium(name: str, mode: AutoresetMode) -> None:
+    assert pairs([REAL[name]] * 5, mode, 2, 120) >= 5
 
 
 @pytest.mark.slow
@@ -192,20 +208,15 @@ def test_send_and_recv_give_each_environment_its_own_steps(workers: int) -> None
 
 
 def test_recv_does_not_wait_for_the_slow() -> None:
-    env_fns: list[Callable[[], Env]] = [Counter, Counter, functools.partial(Slow, 1.0), Counter]
-    with closing(make_vec(env_fns, num_workers=4, batch_size=3, timeout=20)) as env:
+    env_fns: list[Callable[[], Env]] = [Counter, Counter, functools.partial(Slow, 1.0), functools.partial(Slow, 1.0)]
+    with closing(make_vec(env_fns, num_workers=2, batch_size=2)) as env:
         env.reset()
         env.send(np.zeros(4, int))
-        for _ in range(3):
-            result = env.recv()
-            if (ids := result[4]["env_id"].tolist()) != [0, 1, 3]:
-                break
-            env.send(np.zeros(3, int))
-            assert 2 not in ids
-        env.reset()
+        assert env.recv()[4]["env_id"].tolist() == [0, 1]
+        assert env.recv()[4]["env_id"].tolist() == [2, 3]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ONE_MODE)
 def test_state_goes_on_exactly(mode: AutoresetMode) -> None:
     env_fns = [functools.partial(make_env, "Catch", EnvConfig(size=16))] * 3
     actions = np.random.default_rng(1).integers(0, 3, (25, 3))
@@ -223,7 +234,7 @@ def test_state_goes_on_exactly(mode: AutoresetMode) -> None:
         run(env, actions[:7])  # here the episodes end
         state = pickle.dumps(env.get_state())
         expected = run(env, actions[7:])
-    for workers in (0, 3):
+    for workers in (0, 2):
         with closing(make_vec(env_fns, num_workers=workers, autoreset_mode=mode)) as env:
             env.reset(seed=2)
             env.set_state(pickle.loads(state))
@@ -267,7 +278,7 @@ def test_auto_decides_without_changing_results() -> None:
     np.random.seed(3)  # noqa: NPY002
     before = np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
     light = make_vec([functools.partial(Calm, 0)] * 2)
-    heavy = make_vec([functools.partial(Calm, 0.01)] * 2)
+    heavy = make_vec([functools.partial(Calm, 0.05)] * 2)
     after = np.random.get_state()[1]  # type: ignore[index]  # noqa: NPY002
     np.testing.assert_array_equal(before, after)
     with closing(light), closing(heavy):
@@ -277,7 +288,7 @@ def test_auto_decides_without_changing_results() -> None:
         same(light.step(np.zeros(2, int)), heavy.step(np.zeros(2, int)))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ONE_MODE)
 def test_atari_equals_gymnasium(mode: AutoresetMode) -> None:
     """Frames, lives and ends of Breakout, which the environments write into the shared memory."""
     config = EnvConfig(max_frames=160, frame_stack=2, grayscale=True)

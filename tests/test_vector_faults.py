@@ -28,6 +28,11 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 COUNT, RAISE, KILL, HANG, HUGE, END, UNSENDABLE = range(7)
 
 
+def slowly(value: Any) -> Any:
+    """A parameter for the slow tests; starting workers is what takes time."""
+    return pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow)
+
+
 def children() -> set[int]:
     """Processes that this one started and has not waited for."""
     return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
@@ -94,8 +99,7 @@ def broken() -> gymnasium.Env[Any, Any]:
     raise OSError("no such machine")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("index", [0, 1, 2])
+@pytest.mark.parametrize(("workers", "index"), [(0, 0), (0, 2), slowly((2, 0)), (2, 2)])
 def test_an_environment_that_cannot_be_made(workers: int, index: int) -> None:
     env_fns: list[Any] = [Counter] * 3
     env_fns[index] = broken
@@ -132,7 +136,7 @@ def test_huge_infos_do_not_block_a_batch_of_others() -> None:
 
 
 @linux
-@pytest.mark.parametrize("moment", ["stepping", "idle"])
+@pytest.mark.parametrize("moment", ["stepping", slowly("idle")])
 def test_a_killed_worker_is_reported(moment: str) -> None:
     env = make_vec([Counter] * 4, num_workers=2)
     with closing(env):
@@ -151,7 +155,7 @@ def test_a_killed_worker_is_reported(moment: str) -> None:
             env.reset()
 
 
-@pytest.mark.parametrize("moment", ["reset", "call"])
+@pytest.mark.parametrize("moment", ["reset", slowly("call")])
 def test_a_worker_killed_before_a_call_is_reported(moment: str) -> None:
     with closing(make_vec([Counter] * 4, num_workers=2)) as env:
         env.reset()
@@ -160,7 +164,9 @@ def test_a_worker_killed_before_a_call_is_reported(moment: str) -> None:
             env.reset() if moment == "reset" else env.call("pid")
 
 
-@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize(
+    "mode", [slowly(AutoresetMode.NEXT_STEP), AutoresetMode.SAME_STEP, slowly(AutoresetMode.DISABLED)]
+)
 def test_restart_goes_on(mode: AutoresetMode) -> None:
     env = make_vec([Counter] * 4, num_workers=2, autoreset_mode=mode, on_worker_death="restart")
     with closing(env):
@@ -220,7 +226,7 @@ class Mortal(Counter):
         return super().step(action)
 
 
-@pytest.mark.parametrize("method", ["step", "reset", "call"])
+@pytest.mark.parametrize("method", ["step", slowly("reset"), slowly("call")])
 def test_an_environment_that_hangs(method: str) -> None:
     env = make_vec([Counter, Sleeper], num_workers=2, timeout=0.5)
     with closing(env):
@@ -280,7 +286,7 @@ def parent(
 
 
 @linux
-@pytest.mark.parametrize("state", ["idle", "hanging"])
+@pytest.mark.parametrize("state", [slowly("idle"), "hanging"])
 def test_killing_the_parent_leaves_nothing(state: str) -> None:
     process, pids = parent(stepping=state == "hanging", action=HANG)
     with process:
@@ -352,7 +358,7 @@ def test_threads_may_end() -> None:
 
 
 @linux
-@pytest.mark.parametrize("way", ["close", "twice", "del", "unused", "busy", "terminate"])
+@pytest.mark.parametrize("way", [slowly("close"), "twice", "del", slowly("unused"), "busy", slowly("terminate")])
 def test_every_way_to_end(way: str) -> None:
     before = holdings()
     env = make_vec([Counter] * 3, num_workers=2)

@@ -103,6 +103,7 @@ impl Memory {
         Err(refuse(bytes, "worker processes need Linux or macOS"))
     }
 
+    #[allow(clippy::trivially_copy_pass_by_ref)] // Where there are handles, they are not trivial.
     pub(super) fn map(bytes: usize, _: &Handle) -> Result<Self> {
         Err(refuse(bytes, "worker processes need Linux or macOS"))
     }

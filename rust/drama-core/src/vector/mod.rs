@@ -275,12 +275,13 @@ impl Board {
                 self.done().ring(false);
             }
             wait(&|| {
-                let target = seen.wrapping_add(1);
+                let (start, target) = (Instant::now(), seen.wrapping_add(1));
                 if !bell.spin(target, &self.spin) {
                     while bell.count() == seen {
                         bell.sleep(target, None, || false);
                     }
                 }
+                self.spin.learn(start.elapsed());
             });
             idle = true;
         }
@@ -381,7 +382,14 @@ impl Board {
 
     /// For the parent: waits until `wanted` environments are done, at most for `timeout`.
     pub fn wait(&self, wanted: usize, timeout: Duration) -> Wait {
-        let (start, done) = (Instant::now(), self.done());
+        let start = Instant::now();
+        let wait = self.wait_since(start, wanted, timeout);
+        self.spin.learn(start.elapsed());
+        wait
+    }
+
+    fn wait_since(&self, start: Instant, wanted: usize, timeout: Duration) -> Wait {
+        let done = self.done();
         loop {
             let count = done.count();
             let (ready, message) = self.survey();

@@ -13,8 +13,8 @@ use std::{
 const LONGEST_SPIN: u32 = 100_000;
 const SHORTEST_SPIN: u32 = 2_000;
 
-/// How long, in nanoseconds, it pays to burn a core before sleeping: more after waits that ended meanwhile, less after
-/// others.
+/// How long, in nanoseconds, it pays to burn a core before sleeping: long after a wait that was short, whether it was
+/// slept through or not, and ever less after long ones.
 pub(super) struct Spin {
     limit: AtomicU32,
     longest: u32,
@@ -29,21 +29,29 @@ impl Spin {
 
     /// Whether `done` came true in time.
     fn until(&self, done: impl Fn() -> bool) -> bool {
-        let limit = self.limit.load(Relaxed);
+        let limit = Duration::from_nanos(self.limit.load(Relaxed).into());
         let start = Instant::now();
         loop {
             for _ in 0..32 {
                 if done() {
-                    self.limit.store(limit.saturating_mul(2).min(self.longest), Relaxed);
                     return true;
                 }
                 spin_loop();
             }
-            if start.elapsed() >= Duration::from_nanos(limit.into()) {
-                self.limit.store((limit / 2).max(SHORTEST_SPIN).min(self.longest), Relaxed);
+            if start.elapsed() >= limit {
                 return false;
             }
         }
+    }
+
+    /// Learns from a wait that took `time` in all.
+    pub(super) fn learn(&self, time: Duration) {
+        let limit = if time < 2 * Duration::from_nanos(LONGEST_SPIN.into()) {
+            self.longest
+        } else {
+            (self.limit.load(Relaxed) / 2).max(SHORTEST_SPIN).min(self.longest)
+        };
+        self.limit.store(limit, Relaxed);
     }
 }
 
