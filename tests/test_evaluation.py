@@ -28,9 +28,15 @@ def test_each_environment_plays_its_fixed_share_to_the_end(debug: Config) -> Non
     assert records != evaluate(config, learner, episodes=7, greedy=False, seed=6)
 
 
-def test_what_is_written_can_be_checked_from_itself(pong_run: Path) -> None:
+@pytest.fixture
+def run(pong_run: Path, tmp_path: Path) -> Path:
+    """A copy of the run, for what is written into it."""
+    return Path(shutil.copytree(pong_run, tmp_path / "run"))
+
+
+def test_what_is_written_can_be_checked_from_itself(run: Path) -> None:
     """The mean of what is written is that of all episodes, and the constants that normalised it stand beside it."""
-    result = evaluate_run(pong_run, episodes=3, protocol="paper", seed=3, device="cpu")
+    result = evaluate_run(run, episodes=3, protocol="paper", seed=3, device="cpu")
     returns = [record["return"] for record in result["episodes"]]
     assert result["mean"] == pytest.approx(sum(returns) / 3)
     low, high = result["random_and_human"]
@@ -38,9 +44,7 @@ def test_what_is_written_can_be_checked_from_itself(pong_run: Path) -> None:
     assert (result["protocol"], result["greedy"]) == ("paper", True)
 
 
-def test_no_evaluation_overwrites_another(pong_run: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(pong_run, run)
+def test_no_evaluation_overwrites_another(run: Path) -> None:
     before = {path: path.read_text() for path in run.glob("evaluation*")}
     settings: list[dict[str, Any]] = [
         {"protocol": "standard"},

@@ -123,6 +123,7 @@ def _learning_curve(game: str, runs: list[Run]) -> Figure:
                 *curve.T,
                 color=colour,
                 linewidth=2 if alone else 0.6,
+                drawstyle="steps-post",
                 marker="o" if len(curve) < 20 else None,  # a line through one point would not be seen
                 markersize=3,
                 label=label if alone else None,
