@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 DEMO_STEPS ?= 5000
+# What tests compare the sequence models with: without its CUDA code, and apart, as transformers would try to use it.
+REFERENCE := mamba-ssm==2.3.2.post1 einops==0.8.2
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
@@ -33,6 +35,9 @@ $(VENV)/.built: $(VENV)/.created pyproject.toml requirements.lock $(RUST_SOURCES
 $(VENV)/.dev: $(VENV)/.built
 	@echo "installing what tests and lints need"
 	@$(PIP) --group test --group lint --group examples --constraint requirements.lock
+	@$(PIP) setuptools wheel packaging
+	@MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(PIP) --no-build-isolation --no-deps --upgrade \
+		--target $(VENV)/reference $(REFERENCE)
 	@touch $@
 
 build: $(VENV)/.built

@@ -131,6 +131,8 @@ class SequenceConfig:
     """Width of the causal convolution (mamba2, mamba)."""
     chunk: int = 32
     """Block length of the parallel form; changes the cost, not the result (mamba2)."""
+    kernels: Literal["auto", "portable", "mamba_ssm"] = "auto"
+    """What scans the sequence (mamba2): PyTorch, the Triton kernels of `mamba_ssm`, or those where they can run."""
     heads: int = 8
     """Attention heads (transformer)."""
     window: int = 64

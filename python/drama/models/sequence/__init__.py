@@ -46,6 +46,7 @@ def _mamba2(config: SequenceConfig) -> SequenceModel:
             headdim=config.head_dim,
             ngroups=config.groups,
             chunk_size=config.chunk,
+            kernels=config.kernels,
         )
 
     return ResidualStack([mixer() for _ in range(config.layers)], config.width)

@@ -67,3 +67,41 @@ class ResidualStack(SequenceModel):
 def episode_segments(is_first: Tensor | None) -> Tensor | None:
     """Number the episodes inside each sequence: `is_first[B, T]` to int64 `[B, T]`; 0 continues the incoming state."""
     return None if is_first is None else torch.cumsum(is_first, dim=1)
+
+
+def check_positive(**sizes: int) -> None:
+    """Raise ValueError that names a size below 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}: {size} must be at least 1")
+
+
+def check_tokens(x: Tensor, width: int, is_first: Tensor | None, parameter: Tensor) -> None:
+    """Raise ValueError, naming the argument, unless `x` is `[B, T >= 1, width]` and fits `is_first` and the model."""
+    if x.dim() != 3 or x.shape[1] < 1 or x.shape[2] != width:
+        raise ValueError(f"x: expected [B, T >= 1, {width}], found {list(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"x: expected a floating dtype, found {x.dtype}; convert it first")
+    if x.device != parameter.device:
+        raise ValueError(f"x: is on {x.device}, the model on {parameter.device}; move one of them")
+    if is_first is not None and (is_first.shape != x.shape[:2] or is_first.dtype != torch.bool):
+        raise ValueError(f"is_first: expected bool {list(x.shape[:2])}, found {is_first.dtype} {list(is_first.shape)}")
+
+
+def check_state(state: State, initial: Callable[[int], State], batch: int) -> None:
+    """Raise ValueError, naming what differs, unless the tuple of tensors `state` is shaped as `initial(batch)` is."""
+    expected = initial(0)
+    names = getattr(expected, "_fields", range(len(expected)))
+    if not isinstance(state, tuple) or len(state) != len(expected):
+        raise ValueError(
+            f"state: expected {len(expected)} tensors, {', '.join(map(str, names))}; is it another backend's?"
+        )
+    for name, found, like in zip(names, state, expected, strict=True):
+        shape = [batch, *like.shape[1:]]
+        if not isinstance(found, Tensor) or list(found.shape) != shape:
+            raise ValueError(
+                f"state.{name}: expected {shape}, found {list(getattr(found, 'shape', []))}; is it another batch's or"
+                " another backend's?"
+            )
+        if found.device != like.device:
+            raise ValueError(f"state.{name}: is on {found.device}, the model on {like.device}; move one of them")

@@ -27,8 +27,7 @@ def causal_conv(conv: nn.Conv1d, x: Tensor, segment: Tensor | None, window: Tens
     for begin in range(past):
         taps = weight[begin]
         if segments is not None:
-            same: Tensor = segments[:, begin : begin + length] == segment
-            taps = taps * same[..., None]
+            taps = taps * torch.eq(segments[:, begin : begin + length], segments[:, past:])[..., None]
         out = out + padded[:, begin : begin + length] * taps
     return F.silu(out), next_window(x, segment, window, past)
 

@@ -6,15 +6,17 @@ Parameter names, shapes and order equal `mamba_ssm.Mamba2`'s, so weights load bo
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drama.models.norm import GatedRMSNorm
-from drama.models.sequence.base import SequenceModel, episode_segments
-from drama.models.sequence.conv import causal_conv_step, next_window
+from drama.models.sequence.base import SequenceModel, check_positive, check_state, check_tokens, episode_segments
+from drama.models.sequence.conv import causal_conv, causal_conv_step, next_window
+from drama.models.sequence.kernels import Kernels, scan_kernel
 from drama.models.sequence.ssd import Sizes, Weights, advance, mix
 
 
@@ -36,9 +38,10 @@ class Mamba2(SequenceModel):
         headdim: channels P of each head; must divide the inner width.
         ngroups: groups that share B and C; must divide the number of heads.
         chunk_size: block length of the parallel form. Changes the cost, not the result.
+        kernels: `portable` PyTorch, the Triton kernels of `mamba_ssm`, or `auto`: those on CUDA where installed.
 
     Raises:
-        ValueError: if the sizes do not divide as stated.
+        ValueError: if a size is not positive, or the sizes do not divide as stated.
     """
 
     def __init__(
@@ -50,8 +53,14 @@ class Mamba2(SequenceModel):
         headdim: int = 64,
         ngroups: int = 1,
         chunk_size: int = 32,
+        kernels: Kernels = "auto",
     ) -> None:
         super().__init__()
+        check_positive(
+            d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand, headdim=headdim, ngroups=ngroups,
+            chunk_size=chunk_size,
+        )  # fmt: skip
+        self.kernels: Kernels = kernels
         d_inner = expand * d_model
         if d_inner % headdim:
             raise ValueError(f"headdim: {headdim} does not divide the inner width expand * d_model = {d_inner}")
@@ -82,14 +91,52 @@ class Mamba2(SequenceModel):
     def forward(
         self, x: Tensor, is_first: Tensor | None = None, state: Mamba2State | None = None
     ) -> tuple[Tensor, Mamba2State]:
+        check_tokens(x, self.in_proj.in_features, is_first, self.D)
+        if state is not None:
+            check_state(state, self.initial_state, x.shape[0])
         segment = episode_segments(is_first)
         window, ssm = (None, None) if state is None else state
         projected = self.in_proj(x)
+        kernel = scan_kernel(self.kernels, x.device)
+        if kernel is not None:
+            y, state = self._forward_with_kernel(kernel, projected, segment, window, ssm)
+            return self.out_proj(y), state
         taps = self.conv1d.weight[:, 0].T.contiguous()
         weights = Weights(taps, self._conv_bias, self.dt_bias, -torch.exp(self.A_log), self.D, self.norm.weight)
         y, ssm = mix(projected, weights, segment, window, ssm, self.sizes)
         _, xbc, _ = self._split(projected)
         return self.out_proj(y), Mamba2State(next_window(xbc, segment, window, self.d_conv - 1), ssm)
+
+    def _forward_with_kernel(
+        self,
+        kernel: Callable[..., Any],
+        projected: Tensor,
+        segment: Tensor | None,
+        window: Tensor | None,
+        ssm: Tensor | None,
+    ) -> tuple[Tensor, Mamba2State]:
+        """As `mix`, with `mamba_chunk_scan_combined` for the recurrence; its sequence 0 continues the given state."""
+        gate, xbc, dt = self._split(projected)
+        if window is None:
+            window = self.initial_state(projected.shape[0]).conv
+        xbc, window = causal_conv(self.conv1d, xbc, segment, window)
+        groups = self.ngroups * self.d_state
+        u, b, c = xbc.split([self.d_inner, groups, groups], dim=-1)
+        y, ssm = kernel(
+            u.unflatten(-1, (self.nheads, self.headdim)),
+            dt,
+            -torch.exp(self.A_log),
+            b.unflatten(-1, (self.ngroups, -1)),
+            c.unflatten(-1, (self.ngroups, -1)),
+            chunk_size=max(16, 1 << (self.sizes.chunk - 1).bit_length()),  # what the kernels take
+            D=self.D,
+            dt_bias=self.dt_bias,
+            initial_states=ssm,
+            seq_idx=None if segment is None else segment.int(),
+            dt_softplus=True,
+            return_final_states=True,
+        )
+        return self.norm(y.flatten(2), gate), Mamba2State(window, ssm.to(self.D.dtype))
 
     def step(self, x: Tensor, is_first: Tensor | None, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
         gate, xbc, dt = self._split(self.in_proj(x))
