@@ -1,7 +1,9 @@
 """Where the time of a training step goes: `python benchmarks/train_step.py [--preset cpu] [--json]`.
 
 Each part runs alone on real Pong frames, several times; the table gives medians in milliseconds, forward and backward
-where the part is trained. A step of the environment comes with `1 / train_every` of a pair of updates.
+where the part is trained. A step of the environment comes with `1 / train_every` of a pair of updates. `--profile`
+prints instead which share of both updates' time (the operators' own, on the CPU) convolutions and matrix products take,
+and what takes the rest. `--compile` measures the world model's loss under torch.compile beside the plain one.
 """
 
 from __future__ import annotations
@@ -11,9 +13,12 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from drama.agent.player import Player
 from drama.config import PRESETS, Config, preset
@@ -21,10 +26,13 @@ from drama.device import resolve_device
 from drama.envs import make_env
 from drama.imagination import imagine, observe
 from drama.learner import Learner
+from drama.models.world_model import Batch
 from drama.replay import DynamicFrequency
 from drama.trainer import random_play
 
 ROWS = 2000
+PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
+REST = 10
 
 
 def milliseconds(part: Callable[[], object], repeats: int, device: torch.device) -> float:
@@ -40,6 +48,69 @@ def milliseconds(part: Callable[[], object], repeats: int, device: torch.device)
         if i >= 2:
             times.append(time.perf_counter() - begin)
     return 1000 * statistics.median(times)
+
+
+@dataclass
+class Setting:
+    """A learner and the batches of one update of each kind."""
+
+    learner: Learner
+    batch: Batch
+    context: Batch
+
+    def update(self) -> None:
+        """Both updates."""
+        self.learner.update_world_model(self.batch)
+        self.learner.update_agent(self.context)
+
+
+def setting(config: Config) -> Setting:
+    """Batches of random play in Pong."""
+    train = config.train
+    buffer = random_play(config, ROWS)
+    dfs = DynamicFrequency(temperature=train.dfs_temperature, ratio=train.batch_size / train.imagination_batch)
+    channels = 1 if config.env.grayscale else 3
+    learner = Learner(config, channels, int(make_env("Pong", config.env).action_space.n), resolve_device("auto"))
+    return Setting(
+        learner,
+        learner.to_batch(buffer.sample(train.batch_size, train.batch_length, sampler=dfs.world_model)),
+        learner.to_batch(buffer.sample(train.imagination_batch, train.context, sampler=dfs.imagination)),
+    )
+
+
+def profile_updates(config: Config, repeats: int) -> dict[str, float]:
+    """Shares of the updates' time: `products` (convolutions, matrix products), then the largest others."""
+    with_batches = setting(config)
+    with_batches.update()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(repeats):
+            with_batches.update()
+    own = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    total = sum(own.values())
+    products = {key for key in own if "conv" in key.lower() or key in PRODUCTS}
+    rest = sorted(own.keys() - products, key=lambda key: -own[key])[:REST]
+    return {"products": sum(own[key] for key in products) / total} | {key: own[key] / total for key in rest}
+
+
+def compile_loss(config: Config, repeats: int) -> dict[str, float]:
+    """Milliseconds of the world model's loss with its gradients, plain and compiled."""
+    with_batches = setting(config)
+    learner, batch = with_batches.learner, with_batches.batch
+    learner.world_model.train()
+    begin = time.perf_counter()
+    compiled = torch.compile(learner.world_model.loss)
+
+    def descend(loss: Callable[[Batch], dict[str, torch.Tensor]]) -> None:
+        with learner.autocast:
+            value = loss(batch)["loss"]
+        value.backward()
+
+    descend(compiled)
+    first = 1000 * (time.perf_counter() - begin)
+    times = {"first compiled": first}
+    for name, loss in (("plain", learner.world_model.loss), ("compiled", compiled)):
+        times[name] = milliseconds(partial(descend, loss), repeats, learner.device)
+    return times
 
 
 def measure(config: Config, repeats: int) -> dict[str, float]:
@@ -115,7 +186,18 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="shares of the updates' time by operator")
+    parser.add_argument("--compile", action="store_true", help="the world model's loss under torch.compile")
     args = parser.parse_args()
+    if args.profile or args.compile:
+        part = profile_updates if args.profile else compile_loss
+        found = part(preset(args.preset), args.repeats)
+        if args.json:
+            print(json.dumps(found, indent=2))
+            return
+        for name, value in found.items():
+            print(f"{name:40} {100 * value:6.1f} %" if args.profile else f"{name:20} {value:9.2f} ms")
+        return
     times = measure(preset(args.preset), args.repeats)
     if args.json:
         print(json.dumps({name.strip(): value for name, value in times.items()}, indent=2))

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from drama.cli import main
 from drama.config import PRESETS, Config, preset
+from drama.learner import Learner
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -42,7 +44,10 @@ DEBUG = ("--preset", "debug", "--device", "cpu")
     ("args", "said"),
     [
         (["train", "Pongg", *DEBUG], ["game", "'Pongg'", "did you mean Pong"]),
-        (["train", "Pong", "--preset", "cpuu"], ["preset", "'cpuu'", "did you mean cpu", "paper, cpu, small, debug"]),
+        (
+            ["train", "Pong", "--preset", "cpuu"],
+            ["preset", "'cpuu'", "did you mean cpu", "paper, paper-m, paper-l, cpu"],
+        ),
         (["train", "Pong", *DEBUG, "--train.batch-sizes", "3"], ["--train.batch-sizes", "--train.batch-size INT"]),
         (["train", "Pong", *DEBUG, "--steps", "many"], ["--steps", "'many'"]),
         (["train", "Pong", "--preset", "debug", "--device", "gpu"], ["'gpu'", "--device", "'cuda'"]),
@@ -155,8 +160,35 @@ def test_info_counts_parameters(drama: Run) -> None:
     assert 7.0e6 <= sum(facts["parameters"]["world_model"].values()) <= 7.3e6
     assert facts["replay_rows"] == 100_000
     assert facts["replay_bytes"] > 100_000 * 64 * 64 * 3
-    _, text, _ = drama("info", "Pong", "--preset", "paper", "--device", "cpu")
+    assert facts["milliseconds"] is None
+    # Of the world model's products most are the convolutions; by hand, the encoder's, three times (backward counts two,
+    # the first layer one), and the decoder's mirror image of it, three times.
+    sides, channels = (64, 32, 16, 8, 4), (3, 16, 32, 48, 64, 64)
+    layers = [25 * s * s * a * b for s, a, b in zip(sides, channels, channels[1:], strict=False)]
+    convolutions = 16 * 128 * (6 * sum(layers) - layers[0])
+    assert convolutions < facts["multiply_adds"]["world_model"] < 1.2 * convolutions
+
+
+def test_info_measures_when_asked(drama: Run) -> None:
+    _, text, _ = drama("info", "Pong", *DEBUG, "--measure")
+    facts = json.loads(drama("info", "Pong", *DEBUG, "--measure", "--json")[1])
     assert f"{facts['parameters']['world_model']['encoder']:,}" in text
+    assert f"G multiply-adds: world model {facts['multiply_adds']['world_model'] / 1e9:,.2f}" in text
+    assert "  ms: world model " in text
+    assert facts["milliseconds"].keys() == {"world_model", "agent", "acting", "sum"}
+    assert all(value > 0 for value in facts["milliseconds"].values())
+    per_update = json.loads(drama("info", "Pong", *DEBUG, "--train.train-every", "1", "--json")[1])
+    assert per_update["multiply_adds"]["sum"] == pytest.approx(4 * facts["multiply_adds"]["sum"])
+
+
+@pytest.mark.parametrize(
+    ("name", "world_model", "agent"),
+    [("paper", 7.15e6, 3.4e6), ("paper-m", 34.7e6, 13.1e6), ("paper-l", 92.2e6, 29.1e6)],
+)
+def test_sizes_of_the_papers_presets(name: str, world_model: float, agent: float) -> None:
+    learner = Learner(preset(name), 3, 6, torch.device("cpu"))
+    for network, count in ((learner.world_model, world_model), (learner.agent, agent)):
+        assert sum(p.numel() for p in network.parameters()) == pytest.approx(count, rel=0.01)
 
 
 def test_help_and_games(drama: Run) -> None:

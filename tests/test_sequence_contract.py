@@ -10,6 +10,7 @@ from torch import Tensor
 
 from drama.config import SequenceConfig
 from drama.models.sequence import SequenceModel, build
+from drama.models.sequence.mamba2 import Mamba2
 
 BATCH, WIDTH = 3, 24
 BACKENDS = ("mamba2", "mamba", "transformer")
@@ -119,6 +120,47 @@ def test_state_is_a_value(model: SequenceModel) -> None:
     model.step(x[:, 0], torch.ones(BATCH, dtype=torch.bool), state)
     assert all(torch.equal(a, b) for a, b in zip(before, flat(state), strict=True))
     assert torch.equal(once, model(x, None, state)[0])
+
+
+@torch.no_grad()
+def test_a_step_over_the_old_state_equals_a_step(model: SequenceModel) -> None:
+    _, state = model(tokens(6))
+    given_up = model.step(tokens(6)[:, 0], None, state)[1]
+    for t in range(3):
+        is_first = torch.tensor([False, True, False]) if t == 1 else None
+        y, state = model.step(tokens(3)[:, t], is_first, state if t else model.step(tokens(6)[:, 0], None, state)[1])
+        other, given_up = model.step_(tokens(3)[:, t], is_first, given_up)
+        close(y, other)
+        for left, right in zip(flat(state), flat(given_up), strict=True):
+            close(left.float(), right.float())
+
+
+def test_mamba2_steps_over_the_old_state() -> None:
+    layer = Mamba2(WIDTH, headdim=12)
+    state = layer.initial_state(BATCH)
+    after = layer.step_(tokens(1)[:, 0], None, state)[1]
+    assert after.ssm.data_ptr() == state.ssm.data_ptr()
+    assert after.ssm.abs().sum() > 0
+
+
+def test_bad_input_is_named(model: SequenceModel) -> None:
+    x, state = tokens(3), model.initial_state(BATCH)
+    with pytest.raises(ValueError, match=r"x: expected \[B, T >= 1, 24\], found \[3, 24\]"):
+        model(x[:, 0])
+    with pytest.raises(ValueError, match=r"x: expected \[B, 24\], found \[3, 3, 24\]"):
+        model.step(x, None, state)
+    with pytest.raises(ValueError, match=r"is_first: expected bool \[3, 1\], found torch.float32"):
+        model.step(x[:, 0], torch.zeros(BATCH), state)
+    with pytest.raises(ValueError, match=r"state\.\w+: expected \[3, .*another batch's or another backend's"):
+        model.step(x[:, 0], None, model.initial_state(BATCH + 1))
+    with pytest.raises(ValueError, match=r"state\.\w+: expected \[3, .*another batch's or another backend's"):
+        model(x, None, model.initial_state(BATCH + 1))
+    with pytest.raises(ValueError, match=r"state: expected a tuple of one state for each of 2 layers, found 1 of them"):
+        model.step(x[:, 0], None, state[:1])
+    with pytest.raises(ValueError, match=r"state\.\w+: is on meta, the model on cpu"):
+        model.step(x[:, 0], None, tuple(tuple(part.to("meta") for part in layer) for layer in state))
+    with pytest.raises(ValueError, match=r"state\.\w+: expected a dtype like torch.float32, found torch.int64"):
+        model.step(x[:, 0], None, tuple(tuple(part.long() for part in layer) for layer in state))
 
 
 def test_every_parameter_gets_a_gradient(model: SequenceModel) -> None:

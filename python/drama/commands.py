@@ -20,6 +20,7 @@ import tyro
 
 from drama import __version__, checkpoint
 from drama.config import Config, preset
+from drama.cost import milliseconds, multiply_adds
 from drama.device import resolve_device, resolve_precision
 from drama.dream import dream_strip
 from drama.envs import game_names, make_env
@@ -131,9 +132,11 @@ class PlayArgs:
 
 @dataclass(frozen=True)
 class InfoArgs(Config):
-    """Show parameter counts per part, memory of the replay, device and versions for a configuration."""
+    """Show parameter counts per part, cost of a step, memory of the replay, device and versions for a configuration."""
 
     game: tyro.conf.Positional[str] = "Pong"
+    measure: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Run a few updates and show the milliseconds of a step on this machine."""
     json: bool = False
     """Print JSON."""
 
@@ -247,7 +250,7 @@ def play(args: Sequence[str]) -> int:
 def info(args: Sequence[str]) -> int:
     """`drama info`."""
     parsed = _parse(InfoArgs, args, "info", _defaults(InfoArgs, args))
-    facts = describe(_config(parsed))
+    facts = describe(_config(parsed), measure=parsed.measure)
     if parsed.json:
         print(json.dumps(facts, indent=2))
         return 0
@@ -257,6 +260,13 @@ def info(args: Sequence[str]) -> int:
         print(f"{network.replace('_', ' ')}: {sum(counts.values()):,} parameters")
         for part, count in counts.items():
             print(f"  {part:12} {count:>12,}")
+    print("\na step of the environment, with its share of the updates:")
+    for quantity, unit, scale in (("multiply_adds", "G multiply-adds", 1e9), ("milliseconds", "ms", 1)):
+        if facts[quantity] is not None:
+            each = ", ".join(
+                f"{name.replace('_', ' ')} {value / scale:,.2f}" for name, value in facts[quantity].items()
+            )
+            print(f"  {unit}: {each}")
     print(f"\nreplay: {facts['replay_bytes'] / 1e6:,.0f} MB for {facts['replay_rows']:,} rows")
     print(f"device: {facts['device']}, {facts['precision']}, {facts['threads']} threads")
     print("versions: " + ", ".join(f"{name} {number}" for name, number in facts["versions"].items()))
@@ -271,8 +281,8 @@ def games(args: Sequence[str]) -> int:
     return 0
 
 
-def describe(config: Config) -> dict[str, Any]:
-    """The facts that `drama info` shows."""
+def describe(config: Config, *, measure: bool = False) -> dict[str, Any]:
+    """The facts that `drama info` shows; `milliseconds` is None unless they are to be measured."""
     config.validate()
     device = resolve_device(config.device)
     env = make_env(config.game, config.env)
@@ -294,6 +304,8 @@ def describe(config: Config) -> dict[str, Any]:
             }
             for name, network in (("world_model", learner.world_model), ("agent", learner.agent))
         },
+        "multiply_adds": multiply_adds(config, shape[-1], actions),
+        "milliseconds": milliseconds(config, learner, env) if measure else None,
         "replay_rows": replay.capacity,
         "replay_bytes": replay.nbytes,
         "device": str(device),

@@ -1,7 +1,8 @@
-"""Every option, in one place: typed dataclasses, three presets, and their JSON form.
+"""Every option, in one place: typed dataclasses, the presets, and their JSON form.
 
-The presets are plain values: `paper` holds the numbers of the paper (arXiv 2410.08893), `cpu` is what two cores can
-train in an evening, `small` learns the small tasks in minutes, `debug` runs in seconds.
+The presets are plain values: `paper` holds the numbers of the paper (arXiv 2410.08893), `paper-m` and `paper-l` are the
+same in larger sizes, `cpu` is what two cores can train in an evening, `small` learns the small tasks in minutes,
+`debug` runs in seconds.
 """
 
 from __future__ import annotations
@@ -131,8 +132,9 @@ class SequenceConfig:
     """Width of the causal convolution (mamba2, mamba)."""
     chunk: int = 32
     """Block length of the parallel form; changes the cost, not the result (mamba2)."""
-    kernels: Literal["auto", "portable", "mamba_ssm"] = "auto"
-    """What scans the sequence (mamba2): PyTorch, the Triton kernels of `mamba_ssm`, or those where they can run."""
+    kernels: Literal["portable", "mamba_ssm", "auto"] = "portable"
+    """What scans the sequence (mamba2): PyTorch, which all stated results come from; the Triton kernels of `mamba_ssm`;
+    or those on CUDA where the package is installed, else PyTorch (`auto`)."""
     heads: int = 8
     """Attention heads (transformer)."""
     window: int = 64
@@ -370,6 +372,36 @@ def _paper() -> Config:
     return Config()
 
 
+def _paper_times(factor: int, name: str) -> Config:
+    """`paper` with every width, channel and number of latent variables times `factor`, and `factor - 1` more layers of
+    the sequence model; what the layers see and the schedules stay."""
+    paper = _paper()
+    model, agent = paper.world_model, paper.agent
+    vision, latent, sequence = model.vision, model.latent, model.sequence
+    return dataclasses.replace(
+        paper,
+        preset=name,
+        world_model=dataclasses.replace(
+            model,
+            vision=dataclasses.replace(vision, channels=tuple(factor * count for count in vision.channels)),
+            latent=dataclasses.replace(latent, variables=factor * latent.variables),
+            sequence=dataclasses.replace(sequence, width=factor * sequence.width, layers=sequence.layers + factor - 1),
+            head_units=factor * model.head_units,
+        ),
+        agent=dataclasses.replace(
+            agent, actor_units=factor * agent.actor_units, critic_units=factor * agent.critic_units
+        ),
+    )
+
+
+def _paper_m() -> Config:
+    return _paper_times(2, "paper-m")
+
+
+def _paper_l() -> Config:
+    return _paper_times(3, "paper-l")
+
+
 def _cpu() -> Config:
     return Config(
         preset="cpu",
@@ -454,7 +486,7 @@ def _debug() -> Config:
     )
 
 
-PRESETS = {"paper": _paper, "cpu": _cpu, "small": _small, "debug": _debug}
+PRESETS = {"paper": _paper, "paper-m": _paper_m, "paper-l": _paper_l, "cpu": _cpu, "small": _small, "debug": _debug}
 
 
 def preset(name: str) -> Config:

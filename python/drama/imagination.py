@@ -59,12 +59,11 @@ def imagine(model: WorldModel, policy: Policy, start: Start, horizon: int) -> Tr
     z, d, is_first, state = start
     features = [torch.cat([z, d], dim=-1).float()]
     actions, outputs = [], []
-    first: Tensor | None = is_first
-    for _ in range(horizon):
+    for t in range(horizon):
         action = policy.act(features[-1])
-        d, state = model.step(z, action, first, state)
+        # The start's state belongs to the caller; those that follow are known here only, and may be overwritten.
+        d, state = model.step_(z, action, state) if t else model.step(z, action, is_first, state)
         z = model.sample(model.predict_latent(d))
-        first = None
         features.append(torch.cat([z, d], dim=-1).float())
         actions.append(action)
         outputs.append(d)

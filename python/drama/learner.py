@@ -116,7 +116,22 @@ class Learner:
             for name, optimizer in self._optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][name])
         except (KeyError, RuntimeError) as error:
-            raise ValueError(f"the checkpoint does not fit the run's config: {error}") from error
+            sequence = self.config.world_model.sequence
+            raise ValueError(
+                f"the checkpoint does not fit the run's config: {_misfit(self.world_model, state, error)}; give the"
+                " run's config.json the values it was trained with (world_model.sequence.backend is"
+                f" {sequence.backend!r}, width {sequence.width}, layers {sequence.layers})"
+            ) from error
+
+
+def _misfit(model: WorldModel, state: dict[str, Any], error: Exception) -> str:
+    """The first weight of the world model that is missing, unknown or of another shape, in one line."""
+    there, here = state.get("world_model", {}), model.state_dict()
+    for name in sorted(there.keys() | here.keys()):
+        found, wanted = (list(w[name].shape) if name in w else "none" for w in (there, here))
+        if found != wanted:
+            return f"world_model.{name} is {found} in the checkpoint and {wanted} here"
+    return str(error).replace("\n", " ")
 
 
 class _Optimizer:

@@ -95,6 +95,10 @@ class WorldModel(nn.Module):
         """`d[B, width]` after one step of `z[B, latents]` and `action[B]`, and the next state."""
         return self.sequence.step(self._tokens(z, action), None if is_first is None else self.forgets(is_first), state)
 
+    def step_(self, z: Tensor, action: Tensor, state: State) -> tuple[Tensor, State]:
+        """As `step` inside an episode, for a `state` that the caller gives up: it may be overwritten. No gradients."""
+        return self.sequence.step_(self._tokens(z, action), None, state)
+
     def forgets(self, is_first: Tensor) -> Tensor:
         """Where the state and `d` are dropped before a step: at episode starts, unless the config says never."""
         return is_first if self.config.reset_state else torch.zeros_like(is_first)
@@ -136,4 +140,6 @@ class WorldModel(nn.Module):
         return latent.mixed_log_probs(logits.unflatten(-1, (config.variables, config.classes)), config.unimix)
 
     def _tokens(self, z: Tensor, action: Tensor) -> Tensor:
-        return self.stem(torch.cat([z, F.one_hot(action, self.actions).to(z.dtype)], dim=-1))
+        # Not F.one_hot: it reads the largest action, for which the host would wait.
+        one_hot = z.new_zeros(*action.shape, self.actions).scatter_(-1, action[..., None], 1.0)
+        return self.stem(torch.cat([z, one_hot], dim=-1))

@@ -35,6 +35,10 @@ class SequenceModel(nn.Module, ABC):
     def step(self, x: Tensor, is_first: Tensor | None, state: State) -> tuple[Tensor, State]:
         """Evaluate one token `x[B, D]` with `is_first[B]`; returns `y[B, D]` and the next state."""
 
+    def step_(self, x: Tensor, is_first: Tensor | None, state: State) -> tuple[Tensor, State]:
+        """As `step`, for a `state` that the caller gives up: the next state may be written over it. No gradients."""
+        return self.step(x, is_first, state)
+
 
 class ResidualStack(SequenceModel):
     """Pre-norm residual layers of one mixer kind, closed by an RMS norm: `x + mixer(norm(x))`, repeated."""
@@ -55,7 +59,15 @@ class ResidualStack(SequenceModel):
     def step(self, x: Tensor, is_first: Tensor | None, state: State) -> tuple[Tensor, State]:
         return self._run(x, state, lambda mixer, h, s: mixer.step(h, is_first, s))
 
+    def step_(self, x: Tensor, is_first: Tensor | None, state: State) -> tuple[Tensor, State]:
+        return self._run(x, state, lambda mixer, h, s: mixer.step_(h, is_first, s))
+
     def _run(self, x: Tensor, states: State, evaluate: Callable[..., tuple[Tensor, State]]) -> tuple[Tensor, State]:
+        if not isinstance(states, tuple) or len(states) != len(self.mixers):
+            found = f"{len(states)} of them" if isinstance(states, tuple) else type(states).__name__
+            raise ValueError(
+                f"state: expected a tuple of one state for each of {len(self.mixers)} layers, found {found}"
+            )
         new_states = []
         for mixer, norm, state in zip(self.mixers, self.norms, states, strict=True):
             y, new_state = evaluate(mixer, norm(x), state)
@@ -88,6 +100,13 @@ def check_tokens(x: Tensor, width: int, is_first: Tensor | None, parameter: Tens
         raise ValueError(f"is_first: expected bool {list(x.shape[:2])}, found {is_first.dtype} {list(is_first.shape)}")
 
 
+def check_token(x: Tensor, width: int, is_first: Tensor | None, parameter: Tensor) -> None:
+    """As `check_tokens`, for one token of each stream: `x[B, width]` and `is_first[B]`."""
+    if x.dim() != 2:
+        raise ValueError(f"x: expected [B, {width}], found {list(x.shape)}")
+    check_tokens(x[:, None], width, None if is_first is None else is_first[:, None], parameter)
+
+
 def check_state(state: State, initial: Callable[[int], State], batch: int) -> None:
     """Raise ValueError, naming what differs, unless the tuple of tensors `state` is shaped as `initial(batch)` is."""
     expected = initial(0)
@@ -105,3 +124,5 @@ def check_state(state: State, initial: Callable[[int], State], batch: int) -> No
             )
         if found.device != like.device:
             raise ValueError(f"state.{name}: is on {found.device}, the model on {like.device}; move one of them")
+        if found.is_floating_point() != like.is_floating_point():
+            raise ValueError(f"state.{name}: expected a dtype like {like.dtype}, found {found.dtype}; convert it first")

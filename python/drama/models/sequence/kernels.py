@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-Kernels = Literal["auto", "portable", "mamba_ssm"]
+Kernels = Literal["portable", "mamba_ssm", "auto"]
 
 INSTALL = (
     "MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install --no-build-isolation --no-deps mamba-ssm einops"

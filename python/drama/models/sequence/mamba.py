@@ -12,7 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from drama.models.sequence.base import SequenceModel, episode_segments
+from drama.models.sequence.base import (
+    SequenceModel,
+    check_positive,
+    check_state,
+    check_token,
+    check_tokens,
+    episode_segments,
+)
 from drama.models.sequence.conv import causal_conv, causal_conv_step
 
 
@@ -32,12 +39,16 @@ class Mamba(SequenceModel):
         d_conv: width of the causal depthwise convolution.
         expand: inner width as a multiple of `d_model`.
         dt_rank: rank of the step size's projection; by default a sixteenth of `d_model`, rounded up.
+
+    Raises:
+        ValueError: if a size is not positive.
     """
 
     def __init__(
         self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, dt_rank: int | None = None
     ) -> None:
         super().__init__()
+        check_positive(d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand)
         d_inner = expand * d_model
         self.d_inner, self.d_state, self.d_conv = d_inner, d_state, d_conv
         self.dt_rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
@@ -63,6 +74,9 @@ class Mamba(SequenceModel):
     def forward(
         self, x: Tensor, is_first: Tensor | None = None, state: MambaState | None = None
     ) -> tuple[Tensor, MambaState]:
+        check_tokens(x, self.in_proj.in_features, is_first, self.D)
+        if state is not None:
+            check_state(state, self.initial_state, x.shape[0])
         conv, ssm = self.initial_state(x.shape[0]) if state is None else state
         u, gate = self.in_proj(x).chunk(2, dim=-1)
         u, conv = causal_conv(self.conv1d, u, episode_segments(is_first), conv)
@@ -76,6 +90,8 @@ class Mamba(SequenceModel):
         return self._out(torch.stack(outputs, dim=1), u, gate), MambaState(conv, ssm)
 
     def step(self, x: Tensor, is_first: Tensor | None, state: MambaState) -> tuple[Tensor, MambaState]:
+        check_token(x, self.in_proj.in_features, is_first, self.D)
+        check_state(state, self.initial_state, x.shape[0])
         conv, ssm = state
         u, gate = self.in_proj(x).chunk(2, dim=-1)
         u, conv = causal_conv_step(self.conv1d, u, is_first, conv)

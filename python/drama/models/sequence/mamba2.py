@@ -14,7 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drama.models.norm import GatedRMSNorm
-from drama.models.sequence.base import SequenceModel, check_positive, check_state, check_tokens, episode_segments
+from drama.models.sequence.base import (
+    SequenceModel,
+    check_positive,
+    check_state,
+    check_token,
+    check_tokens,
+    episode_segments,
+)
 from drama.models.sequence.conv import causal_conv, causal_conv_step, next_window
 from drama.models.sequence.kernels import Kernels, scan_kernel
 from drama.models.sequence.ssd import Sizes, Weights, advance, mix
@@ -38,7 +45,8 @@ class Mamba2(SequenceModel):
         headdim: channels P of each head; must divide the inner width.
         ngroups: groups that share B and C; must divide the number of heads.
         chunk_size: block length of the parallel form. Changes the cost, not the result.
-        kernels: `portable` PyTorch, the Triton kernels of `mamba_ssm`, or `auto`: those on CUDA where installed.
+        kernels: `portable` PyTorch, by which all stated results were made; `mamba_ssm`, its Triton kernels; `auto`,
+            those on CUDA where installed, else `portable`.
 
     Raises:
         ValueError: if a size is not positive, or the sizes do not divide as stated.
@@ -53,7 +61,7 @@ class Mamba2(SequenceModel):
         headdim: int = 64,
         ngroups: int = 1,
         chunk_size: int = 32,
-        kernels: Kernels = "auto",
+        kernels: Kernels = "portable",
     ) -> None:
         super().__init__()
         check_positive(
@@ -139,6 +147,18 @@ class Mamba2(SequenceModel):
         return self.norm(y.flatten(2), gate), Mamba2State(window, ssm.to(self.D.dtype))
 
     def step(self, x: Tensor, is_first: Tensor | None, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
+        return self._step(x, is_first, state, None)
+
+    @torch.no_grad()
+    def step_(self, x: Tensor, is_first: Tensor | None, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
+        return self._step(x, is_first, state, state[1])
+
+    def _step(
+        self, x: Tensor, is_first: Tensor | None, state: Mamba2State, out: Tensor | None
+    ) -> tuple[Tensor, Mamba2State]:
+        """One token; the next state-space state goes into `out`, where given."""
+        check_token(x, self.in_proj.in_features, is_first, self.D)
+        check_state(state, self.initial_state, x.shape[0])
         gate, xbc, dt = self._split(self.in_proj(x))
         conv, ssm = state
         xbc, conv = causal_conv_step(self.conv1d, xbc, is_first, conv)
@@ -150,7 +170,12 @@ class Mamba2(SequenceModel):
             decay = decay * ~is_first[:, None]
         u = u.unflatten(-1, (self.nheads, self.headdim))
         y, ssm = advance(
-            ssm, decay, dt[..., None] * u, b.unflatten(-1, (self.ngroups, -1)), c.unflatten(-1, (self.ngroups, -1))
+            ssm,
+            decay,
+            dt[..., None] * u,
+            b.unflatten(-1, (self.ngroups, -1)),
+            c.unflatten(-1, (self.ngroups, -1)),
+            out,
         )
         y = torch.addcmul(y, u, self.D[:, None])
         return self.out_proj(self.norm(y.flatten(1), gate)), Mamba2State(conv, ssm)

@@ -20,7 +20,7 @@ from drama.models.norm import EPS
 TILE = 512
 """Tokens of a tile on the CPU: a few arrays of a thousand channels of them fit a core's cache."""
 
-STATE_TILE = 2**18
+STATE_TILE = 2**20
 """Values of the state that one step works on at a time, for the same reason."""
 
 
@@ -184,7 +184,9 @@ class _Mix(torch.autograd.Function):
         return grad_projected, *grads, None, grad_window, grad_state, None
 
 
-def advance(ssm: Tensor, decay: Tensor, inputs: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def advance(
+    ssm: Tensor, decay: Tensor, inputs: Tensor, b: Tensor, c: Tensor, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """One token of the recurrence: `h = decay h_before + inputs b^T`, `y = h c`.
 
     Args:
@@ -193,24 +195,27 @@ def advance(ssm: Tensor, decay: Tensor, inputs: Tensor, b: Tensor, c: Tensor) ->
         inputs: `[B, H, P]`.
         b: `[B, G, N]`.
         c: `[B, G, N]`.
+        out: what to write the state after into, without gradient; may be `ssm`, and then no memory is touched that is
+            not in use already, which is most of the time of a step. None makes a new tensor.
 
     Returns:
         `y[B, H, P]` and the state after.
     """
     batch, heads, headdim, size = ssm.shape
     groups = b.shape[1]
-    if torch.is_grad_enabled() or ssm.device.type != "cpu":
+    if torch.is_grad_enabled():
         b_heads = b.repeat_interleave(heads // groups, 1)[:, :, None]
         new = torch.addcmul(ssm * decay[..., None, None], inputs[..., None], b_heads)
         return (new.view(batch, groups, -1, size) @ c[..., None]).view(batch, heads, headdim), new
-    new, y = torch.empty_like(ssm), ssm.new_empty(batch, groups, heads // groups * headdim, 1)
-    rows = max(1, STATE_TILE // ssm[:1].numel())
+    new = torch.empty_like(ssm) if out is None else out
+    y = ssm.new_empty(batch, groups, heads // groups * headdim, 1)
+    inputs = inputs.unflatten(1, (groups, -1))[..., None]
+    rows = max(1, STATE_TILE // ssm[:1].numel()) if ssm.device.type == "cpu" else batch
     for begin in range(0, batch, rows):  # the state is large: pass over it once
         part = slice(begin, begin + rows)
-        b_heads = b[part].repeat_interleave(heads // groups, 1)[:, :, None]
-        block = torch.mul(ssm[part], decay[part, :, None, None], out=new[part])
-        block.addcmul_(inputs[part, :, :, None], b_heads)
-        torch.matmul(block.view(-1, *y.shape[1:3], size), c[part, ..., None], out=y[part])
+        block = torch.mul(ssm[part], decay[part, :, None, None], out=new[part]).unflatten(1, (groups, -1))
+        block.addcmul_(inputs[part], b[part, :, None, None])
+        torch.bmm(block.view(-1, y.shape[2], size), c[part].reshape(-1, size, 1), out=y[part].flatten(0, 1))
     return y.view(batch, heads, headdim), new
 
 

@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drama.models.norm import RMSNorm
-from drama.models.sequence.base import SequenceModel, episode_segments
+from drama.models.sequence.base import (
+    SequenceModel,
+    check_positive,
+    check_state,
+    check_token,
+    check_tokens,
+    episode_segments,
+)
 
 
 class AttentionState(NamedTuple):
@@ -34,11 +41,12 @@ class TransformerLayer(SequenceModel):
         dropout: rate on the attention and feed-forward outputs while training.
 
     Raises:
-        ValueError: if the heads do not divide the width into even parts.
+        ValueError: if a size is not positive, or the heads do not divide the width into even parts.
     """
 
     def __init__(self, d_model: int, heads: int = 8, window: int = 64, dropout: float = 0.1) -> None:
         super().__init__()
+        check_positive(d_model=d_model, heads=heads, window=window)
         if d_model % (2 * heads):
             raise ValueError(f"heads: {heads} does not divide the width {d_model} into even parts")
         self.heads, self.window, self.head_dim = heads, window, d_model // heads
@@ -65,6 +73,9 @@ class TransformerLayer(SequenceModel):
     def forward(
         self, x: Tensor, is_first: Tensor | None = None, state: AttentionState | None = None
     ) -> tuple[Tensor, AttentionState]:
+        check_tokens(x, self.qkv.in_features, is_first, self.out.weight)
+        if state is not None:
+            check_state(state, self.initial_state, x.shape[0])
         batch, length, _ = x.shape
         old_key, old_value, old_valid, start = self.initial_state(batch) if state is None else state
         segment = episode_segments(is_first)
@@ -90,6 +101,7 @@ class TransformerLayer(SequenceModel):
         return y, AttentionState(key[:, length:], value[:, length:], kept, start + length)
 
     def step(self, x: Tensor, is_first: Tensor | None, state: AttentionState) -> tuple[Tensor, AttentionState]:
+        check_token(x, self.qkv.in_features, is_first, self.out.weight)
         y, state = self(x[:, None], None if is_first is None else is_first[:, None], state)
         return y[:, 0], state
 

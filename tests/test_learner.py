@@ -1,0 +1,106 @@
+"""The learner's updates on the device: nothing in them waits for a value, and misfit checkpoints are explained."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from drama.config import Config, preset
+from drama.learner import Learner
+from drama.models.world_model import Batch
+
+CPU = torch.device("cpu")
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses the operations that would make the host wait for the device: their results have host-known values."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    WAITS = (
+        "aten._local_scalar_dense",
+        "aten.nonzero",
+        "aten.masked_select",
+        "aten.is_nonzero",
+        "aten.equal",
+        "aten.unique",
+    )
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        name = str(func)
+        masked = name.startswith("aten.index") and any(
+            isinstance(index, torch.Tensor) and index.dtype == torch.bool
+            for indices in args[1:2]
+            if isinstance(indices, list | tuple)
+            for index in indices
+        )
+        if masked or name.startswith(self.WAITS):
+            raise AssertionError(f"{name} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+def make_batch(config: Config, rows: int, length: int) -> Batch:
+    size = config.env.frame_size
+    return Batch(
+        obs=torch.randint(0, 256, (rows, length, *size, 1), dtype=torch.uint8),
+        action=torch.randint(0, 6, (rows, length)),
+        reward=torch.randn(rows, length),
+        ended=torch.rand(rows, length) < 0.1,
+        is_first=torch.rand(rows, length) < 0.1,
+    )
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x[0] > 0),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.masked_fill_(x > 0, 0).masked_select(x > 0),
+    ],
+)
+def test_waiting_is_noticed(wait: Any) -> None:
+    with pytest.raises(AssertionError, match="waits for the device"), NoWaiting():
+        wait(torch.randn(4))
+
+
+@pytest.mark.parametrize("backend", ["mamba2", "mamba", "transformer"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_updates_do_not_wait_for_the_device(backend: str, precision: Any) -> None:
+    config = with_backend(backend)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
+    learner = Learner(config, 1, 6, CPU)
+    with NoWaiting():
+        for _ in range(2):
+            losses = learner.update_world_model(make_batch(config, 4, 16))
+            losses |= learner.update_agent(make_batch(config, 16, 4))
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
+def test_ppo_waits_once_per_minibatch_to_stop_early() -> None:
+    """The one exception: whether to go on depends on how far the policy has moved."""
+    config = preset("debug")
+    learner = Learner(dataclasses.replace(config, agent=dataclasses.replace(config.agent, policy="ppo")), 1, 6, CPU)
+    with pytest.raises(AssertionError, match=r"(_local_scalar_dense|is_nonzero).* waits"), NoWaiting():
+        learner.update_agent(make_batch(config, 16, 4))
+
+
+def test_a_checkpoint_of_another_backend_says_what_to_change() -> None:
+    trained = Learner(with_backend("mamba2"), 1, 6, CPU).state_dict()
+    with pytest.raises(ValueError, match=r"config\.json.*backend is 'mamba', width 32, layers 2") as caught:
+        Learner(with_backend("mamba"), 1, 6, CPU).load_state_dict(trained)
+    assert "world_model.sequence.mixers.0.A_log is [4] in the checkpoint and [64, 8] here" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def with_backend(backend: str) -> Config:
+    config = preset("debug")
+    sequence = dataclasses.replace(config.world_model.sequence, backend=backend)
+    return dataclasses.replace(config, world_model=dataclasses.replace(config.world_model, sequence=sequence))
