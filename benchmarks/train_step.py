@@ -3,7 +3,7 @@
 Each part runs alone on real Pong frames, several times; the table gives medians in milliseconds, forward and backward
 where the part is trained. A step of the environment comes with `1 / train_every` of a pair of updates. `--profile`
 prints instead which share of both updates' time (the operators' own, on the CPU) convolutions and matrix products take,
-and what takes the rest. `--compile` measures the world model's loss under torch.compile beside the plain one.
+and what takes the rest.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -92,27 +91,6 @@ def profile_updates(config: Config, repeats: int) -> dict[str, float]:
     return {"products": sum(own[key] for key in products) / total} | {key: own[key] / total for key in rest}
 
 
-def compile_loss(config: Config, repeats: int) -> dict[str, float]:
-    """Milliseconds of the world model's loss with its gradients, plain and compiled."""
-    with_batches = setting(config)
-    learner, batch = with_batches.learner, with_batches.batch
-    learner.world_model.train()
-    begin = time.perf_counter()
-    compiled = torch.compile(learner.world_model.loss)
-
-    def descend(loss: Callable[[Batch], dict[str, torch.Tensor]]) -> None:
-        with learner.autocast:
-            value = loss(batch)["loss"]
-        value.backward()
-
-    descend(compiled)
-    first = 1000 * (time.perf_counter() - begin)
-    times = {"first compiled": first}
-    for name, loss in (("plain", learner.world_model.loss), ("compiled", compiled)):
-        times[name] = milliseconds(partial(descend, loss), repeats, learner.device)
-    return times
-
-
 def measure(config: Config, repeats: int) -> dict[str, float]:
     """Milliseconds by part."""
     device = resolve_device("auto")
@@ -187,16 +165,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--profile", action="store_true", help="shares of the updates' time by operator")
-    parser.add_argument("--compile", action="store_true", help="the world model's loss under torch.compile")
     args = parser.parse_args()
-    if args.profile or args.compile:
-        part = profile_updates if args.profile else compile_loss
-        found = part(preset(args.preset), args.repeats)
+    if args.profile:
+        found = profile_updates(preset(args.preset), args.repeats)
         if args.json:
             print(json.dumps(found, indent=2))
             return
         for name, value in found.items():
-            print(f"{name:40} {100 * value:6.1f} %" if args.profile else f"{name:20} {value:9.2f} ms")
+            print(f"{name:40} {100 * value:6.1f} %")
         return
     times = measure(preset(args.preset), args.repeats)
     if args.json:

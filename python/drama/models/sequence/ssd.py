@@ -215,7 +215,7 @@ def advance(
         part = slice(begin, begin + rows)
         block = torch.mul(ssm[part], decay[part, :, None, None], out=new[part]).unflatten(1, (groups, -1))
         block.addcmul_(inputs[part], b[part, :, None, None])
-        torch.bmm(block.view(-1, y.shape[2], size), c[part].reshape(-1, size, 1), out=y[part].flatten(0, 1))
+        torch.bmm(block.view(-1, y.shape[2], size), c[part].reshape(-1, 1, size).mT, out=y[part].flatten(0, 1))
     return y.view(batch, heads, headdim), new
 
 
