@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 import envs_peers as peers
 from drama.config import EnvConfig
-from drama.envs import AtariEnv, make_atari, make_vec
+from drama.envs import AtariEnv, make_atari, make_vector
 from timing import compare
 
 Play = peers.Play
@@ -79,9 +79,9 @@ def cartpole(num_envs: int, _: int, closing: ExitStack) -> dict[str, Play]:
     functions = [partial(gymnasium.make, "CartPole-v1")] * num_envs
     part = partial(peers.vector, num_envs=num_envs, choices=2, closing=closing)
     return {
-        **part("ours, auto", partial(make_vec, functions)),
-        **part("ours, two processes", partial(make_vec, functions, num_workers=2)),
-        **part("ours, in this process", partial(make_vec, functions, num_workers=0)),
+        **part("ours, auto", partial(make_vector, functions)),
+        **part("ours, two processes", partial(make_vector, functions, num_workers=2)),
+        **part("ours, in this process", partial(make_vector, functions, num_workers=0)),
         **part("gymnasium Sync", partial(gymnasium.vector.SyncVectorEnv, functions)),
         **part("gymnasium Async", partial(gymnasium.vector.AsyncVectorEnv, functions)),
     }
@@ -91,7 +91,7 @@ def millisecond(num_envs: int, cores: int, closing: ExitStack) -> dict[str, Play
     functions = [peers.Millisecond] * num_envs
     part = partial(peers.vector, num_envs=num_envs, choices=2, closing=closing)
     return {
-        **part("ours, auto", partial(make_vec, functions)),
+        **part("ours, auto", partial(make_vector, functions)),
         "limit: the steps alone, one process per core": peers.PerCore(
             peers.bare_milliseconds, "", shares(num_envs, cores), closing
         ),

@@ -18,7 +18,7 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from drama.config import EnvConfig
-from drama.envs import VectorEnv, make_atari, make_env, make_vec
+from drama.envs import VectorEnv, make_atari, make_env, make_vector
 from drama.envs.measure import cores
 from vector_envs import Calm, Counter, Nested, Painter, Slow, Words
 
@@ -68,7 +68,7 @@ def pairs(env_fns: list[Callable[[], Env]], mode: AutoresetMode, workers: int, s
     """Run ours and gymnasium's side by side; gives how many episodes ended."""
     ended = 0
     theirs = SyncVectorEnv(env_fns, autoreset_mode=mode)
-    with_workers = make_vec(env_fns, num_workers=workers, autoreset_mode=mode)
+    with_workers = make_vector(env_fns, num_workers=workers, autoreset_mode=mode)
     assert with_workers.num_workers == workers
     with_workers.action_space.seed(7)
     try:
@@ -125,7 +125,7 @@ def test_equals_gymnasium_for_long(name: str, mode: AutoresetMode, workers: int)
 def test_spaces_metadata_and_calls(workers: int) -> None:
     env_fns = [functools.partial(gymnasium.make, "CartPole-v1", render_mode="rgb_array")] * 3
     theirs = SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
-    with closing(make_vec(env_fns, num_workers=workers, autoreset_mode=AutoresetMode.SAME_STEP)) as ours:
+    with closing(make_vector(env_fns, num_workers=workers, autoreset_mode=AutoresetMode.SAME_STEP)) as ours:
         for name in ("single_observation_space", "observation_space", "single_action_space", "action_space"):
             assert getattr(ours, name) == getattr(theirs, name)
         assert ours.metadata == theirs.metadata
@@ -147,7 +147,7 @@ def test_spaces_metadata_and_calls(workers: int) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_copy_false_gives_the_memory_itself(workers: int) -> None:
-    with closing(make_vec([Painter] * 4, num_workers=workers, copy=False)) as env:
+    with closing(make_vector([Painter] * 4, num_workers=workers, copy=False)) as env:
         first, _ = env.reset(seed=1)
         before = first.copy()
         second = env.step(np.zeros(4, int))[0]
@@ -157,7 +157,7 @@ def test_copy_false_gives_the_memory_itself(workers: int) -> None:
 
 
 def test_copies_are_apart() -> None:
-    with closing(make_vec([Painter] * 4, num_workers=0)) as env:
+    with closing(make_vector([Painter] * 4, num_workers=0)) as env:
         first, infos = env.reset(seed=1)
         before, lives = first.copy(), infos["lives"].copy()
         for _ in range(20):
@@ -174,7 +174,7 @@ def test_send_and_recv_give_each_environment_its_own_steps(workers: int) -> None
         env.reset(seed=index)
     random = np.random.default_rng(0)
     seen, over = np.zeros(6, int), np.zeros(6, bool)
-    with closing(make_vec([Painter] * 6, num_workers=workers, batch_size=2)) as ours:
+    with closing(make_vector([Painter] * 6, num_workers=workers, batch_size=2)) as ours:
         ours.reset(seed=0)
         ours.send(actions := random.integers(0, 4, 6))
         given = dict(enumerate(actions.tolist()))
@@ -209,7 +209,7 @@ def test_send_and_recv_give_each_environment_its_own_steps(workers: int) -> None
 
 def test_recv_does_not_wait_for_the_slow() -> None:
     env_fns: list[Callable[[], Env]] = [Counter, Counter, functools.partial(Slow, 1.0), functools.partial(Slow, 1.0)]
-    with closing(make_vec(env_fns, num_workers=2, batch_size=2)) as env:
+    with closing(make_vector(env_fns, num_workers=2, batch_size=2)) as env:
         env.reset()
         env.send(np.zeros(4, int))
         assert env.recv()[4]["env_id"].tolist() == [0, 1]
@@ -229,13 +229,13 @@ def test_state_goes_on_exactly(mode: AutoresetMode) -> None:
                 results.append(env.reset(options={"reset_mask": done}))
         return results
 
-    with closing(make_vec(env_fns, num_workers=2, autoreset_mode=mode)) as env:
+    with closing(make_vector(env_fns, num_workers=2, autoreset_mode=mode)) as env:
         env.reset(seed=1)
         run(env, actions[:7])  # here the episodes end
         state = pickle.dumps(env.get_state())
         expected = run(env, actions[7:])
     for workers in (0, 2):
-        with closing(make_vec(env_fns, num_workers=workers, autoreset_mode=mode)) as env:
+        with closing(make_vector(env_fns, num_workers=workers, autoreset_mode=mode)) as env:
             env.reset(seed=2)
             env.set_state(pickle.loads(state))
             for got, other in zip(run(env, actions[7:]), expected, strict=True):
@@ -257,7 +257,7 @@ def test_wrappers_of_gymnasium_work(workers: int) -> None:
         env.close()
         return results
 
-    got, expected = run(make_vec(env_fns, num_workers=workers)), run(SyncVectorEnv(env_fns))
+    got, expected = run(make_vector(env_fns, num_workers=workers)), run(SyncVectorEnv(env_fns))
     assert any("episode" in result[-1] for result in expected)
     for one, other in zip(got, expected, strict=True):
         same(one, other)
@@ -265,7 +265,7 @@ def test_wrappers_of_gymnasium_work(workers: int) -> None:
 
 def test_environments_that_keep_their_actions() -> None:
     """What is handed to an environment is its own, and so is what the caller gave."""
-    with closing(make_vec([Nested] * 2, num_workers=0)) as env:
+    with closing(make_vector([Nested] * 2, num_workers=0)) as env:
         env.reset(seed=0)
         actions = env.action_space.sample()
         given = copy.deepcopy(actions)
@@ -277,8 +277,8 @@ def test_auto_decides_without_changing_results() -> None:
     """With either decision, and global random numbers are left alone."""
     np.random.seed(3)  # noqa: NPY002
     before = np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
-    light = make_vec([functools.partial(Calm, 0)] * 2)
-    heavy = make_vec([functools.partial(Calm, 0.05)] * 2)
+    light = make_vector([functools.partial(Calm, 0)] * 2)
+    heavy = make_vector([functools.partial(Calm, 0.05)] * 2)
     after = np.random.get_state()[1]  # type: ignore[index]  # noqa: NPY002
     np.testing.assert_array_equal(before, after)
     with closing(light), closing(heavy):
@@ -336,7 +336,7 @@ def test_workers_need_no_main_guard(tmp_path: Path) -> None:
 
 SCRIPT = """
 import gymnasium, numpy as np
-from drama.envs import make_vec
+from drama.envs import make_vector
 
 class Env(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(0, 1, (2,), np.float32)
@@ -347,7 +347,7 @@ class Env(gymnasium.Env):
     def step(self, action):
         return np.zeros(2, np.float32), 1.0, False, False, {}
 
-env = make_vec([Env] * 3, num_workers=2)
+env = make_vector([Env] * 3, num_workers=2)
 env.reset()
 print(env.step(np.zeros(3, int))[1].tolist())
 """

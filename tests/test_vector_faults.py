@@ -21,7 +21,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from drama.envs import EnvError, VectorEnv, WorkerDied, make_vec
+from drama.envs import EnvError, VectorEnv, WorkerDied, make_vector
 from vector_envs import Counter, Nested, Painter, Slow
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -75,7 +75,7 @@ def nothing_left() -> Iterator[None]:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("index", [0, 3])
 def test_an_exception_comes_with_its_traceback(workers: int, index: int) -> None:
-    with closing(make_vec([Counter] * 4, num_workers=workers)) as env:
+    with closing(make_vector([Counter] * 4, num_workers=workers)) as env:
         env.reset()
         env.step(np.zeros(4, int))
         actions = np.zeros(4, int)
@@ -104,12 +104,12 @@ def test_an_environment_that_cannot_be_made(workers: int, index: int) -> None:
     env_fns: list[Any] = [Counter] * 3
     env_fns[index] = broken
     with pytest.raises(EnvError, match=rf"(?s)environment {index} raised.*no such machine"):
-        make_vec(env_fns, num_workers=workers)
+        make_vector(env_fns, num_workers=workers)
 
 
 @pytest.mark.parametrize("index", [0, 3])
 def test_infos_of_any_size_arrive_and_others_are_refused(index: int) -> None:
-    with closing(make_vec([Counter] * 4, num_workers=2)) as env:
+    with closing(make_vector([Counter] * 4, num_workers=2)) as env:
         env.reset()
         for step in range(3):
             infos = env.step(np.full(4, HUGE))[4]
@@ -125,7 +125,7 @@ def test_infos_of_any_size_arrive_and_others_are_refused(index: int) -> None:
 
 
 def test_huge_infos_do_not_block_a_batch_of_others() -> None:
-    with closing(make_vec([Counter] * 6, num_workers=3, batch_size=3)) as env:
+    with closing(make_vector([Counter] * 6, num_workers=3, batch_size=3)) as env:
         env.reset()
         env.send(np.full(6, HUGE))
         for _ in range(20):
@@ -138,7 +138,7 @@ def test_huge_infos_do_not_block_a_batch_of_others() -> None:
 @linux
 @pytest.mark.parametrize("moment", ["stepping", slowly("idle")])
 def test_a_killed_worker_is_reported(moment: str) -> None:
-    env = make_vec([Counter] * 4, num_workers=2)
+    env = make_vector([Counter] * 4, num_workers=2)
     with closing(env):
         env.reset()
         pid = env.call("pid")[3]
@@ -157,7 +157,7 @@ def test_a_killed_worker_is_reported(moment: str) -> None:
 
 @pytest.mark.parametrize("moment", ["reset", slowly("call")])
 def test_a_worker_killed_before_a_call_is_reported(moment: str) -> None:
-    with closing(make_vec([Counter] * 4, num_workers=2)) as env:
+    with closing(make_vector([Counter] * 4, num_workers=2)) as env:
         env.reset()
         os.kill(env.call("pid")[3], signal.SIGKILL)
         with pytest.raises(WorkerDied, match="SIGKILL"):
@@ -168,7 +168,7 @@ def test_a_worker_killed_before_a_call_is_reported(moment: str) -> None:
     "mode", [slowly(AutoresetMode.NEXT_STEP), AutoresetMode.SAME_STEP, slowly(AutoresetMode.DISABLED)]
 )
 def test_restart_goes_on(mode: AutoresetMode) -> None:
-    env = make_vec([Counter] * 4, num_workers=2, autoreset_mode=mode, on_worker_death="restart")
+    env = make_vector([Counter] * 4, num_workers=2, autoreset_mode=mode, on_worker_death="restart")
     with closing(env):
         env.reset()
         assert len(set(env.call("pid"))) == 2
@@ -193,7 +193,7 @@ def test_restart_goes_on(mode: AutoresetMode) -> None:
 
 
 def test_restart_cuts_off_who_was_idle_too() -> None:
-    with closing(make_vec([Counter] * 4, num_workers=2, batch_size=1, on_worker_death="restart")) as env:
+    with closing(make_vector([Counter] * 4, num_workers=2, batch_size=1, on_worker_death="restart")) as env:
         env.reset()
         env.send([KILL], [0])
         assert env.recv()[3].tolist() == [True]
@@ -204,7 +204,7 @@ def test_restart_cuts_off_who_was_idle_too() -> None:
 
 def test_what_dies_again_is_given_up(tmp_path: Path) -> None:
     env_fns = [functools.partial(Mortal, tmp_path / str(index)) for index in range(2)]
-    with closing(make_vec(env_fns, num_workers=2, on_worker_death="restart")) as env:
+    with closing(make_vector(env_fns, num_workers=2, on_worker_death="restart")) as env:
         env.reset()
         with pytest.raises(WorkerDied, match=r"environment 0\) was killed.*could not be restarted.*was killed"):
             env.step(np.array([1, 0]))
@@ -228,7 +228,7 @@ class Mortal(Counter):
 
 @pytest.mark.parametrize("method", ["step", slowly("reset"), slowly("call")])
 def test_an_environment_that_hangs(method: str) -> None:
-    env = make_vec([Counter, Sleeper], num_workers=2, timeout=0.5)
+    env = make_vector([Counter, Sleeper], num_workers=2, timeout=0.5)
     with closing(env):
         if method != "reset":
             env.reset(options={"quick": True})
@@ -259,9 +259,9 @@ PARENT = """
 import os, sys, time
 sys.path.insert(0, {tests!r})
 import numpy as np
-from drama.envs import make_vec
+from drama.envs import make_vector
 from vector_envs import Counter, Slow
-env = make_vec([Counter, Counter, {third}], num_workers=3)
+env = make_vector([Counter, Counter, {third}], num_workers=3)
 env.reset()
 print(*env.call("pid"), flush=True)
 if {stepping}:
@@ -309,7 +309,7 @@ def test_ctrl_c_is_for_the_parent() -> None:
 
 @linux
 def test_ctrl_c_while_waiting() -> None:
-    env = make_vec([Counter, functools.partial(Slow, 0.7)], num_workers=2)
+    env = make_vector([Counter, functools.partial(Slow, 0.7)], num_workers=2)
     with closing(env):
         env.reset()
         timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
@@ -325,7 +325,7 @@ def test_ctrl_c_while_waiting() -> None:
 
 @linux
 def test_a_fork_keeps_its_hands_off() -> None:
-    env = make_vec([Counter] * 2, num_workers=2)
+    env = make_vector([Counter] * 2, num_workers=2)
     with closing(env):
         env.reset()
         pid = os.fork()
@@ -348,7 +348,7 @@ def test_a_fork_keeps_its_hands_off() -> None:
 def test_threads_may_end() -> None:
     """The workers belong to the process, not to the thread that made them."""
     made: list[VectorEnv] = []
-    thread = threading.Thread(target=lambda: made.append(make_vec([Counter] * 2, num_workers=2)))
+    thread = threading.Thread(target=lambda: made.append(make_vector([Counter] * 2, num_workers=2)))
     thread.start()
     thread.join()
     time.sleep(0.5)
@@ -361,7 +361,7 @@ def test_threads_may_end() -> None:
 @pytest.mark.parametrize("way", [slowly("close"), "twice", "del", slowly("unused"), "busy", slowly("terminate")])
 def test_every_way_to_end(way: str) -> None:
     before = holdings()
-    env = make_vec([Counter] * 3, num_workers=2)
+    env = make_vector([Counter] * 3, num_workers=2)
     assert holdings() != before
     if way != "unused":
         env.reset()
@@ -386,7 +386,7 @@ def test_nothing_leaks(rounds: int) -> None:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def once(workers: int) -> None:
-        with closing(make_vec([Painter] * 4, num_workers=workers)) as env:
+        with closing(make_vector([Painter] * 4, num_workers=workers)) as env:
             env.reset()
             for _ in range(5):
                 env.step(np.zeros(4, int))
@@ -410,14 +410,14 @@ def test_bad_arguments() -> None:
         return Counter()
 
     with pytest.raises(ValueError, match=r"env_fns: got none"):
-        make_vec([])
+        make_vector([])
     with pytest.raises(TypeError, match=r"env_fns\[1\]: got Counter, expected a function"):
-        make_vec([Counter, Counter()])  # type: ignore[list-item]
+        make_vector([Counter, Counter()])  # type: ignore[list-item]
     for workers in ("auto", None, 2):
         with pytest.raises(ValueError, match=r"env_fns\[1\]: cannot be pickled.*lock"):
-            make_vec([Counter, unpicklable], num_workers=workers)
-    make_vec([Counter, unpicklable], num_workers=0).close()
-    make_vec([unpicklable]).close()
+            make_vector([Counter, unpicklable], num_workers=workers)
+    make_vector([Counter, unpicklable], num_workers=0).close()
+    make_vector([unpicklable]).close()
     for arguments, message in (
         (
             {"autoreset_mode": "Never"},
@@ -431,10 +431,10 @@ def test_bad_arguments() -> None:
         ({"timeout": 1, "num_workers": 0}, "num_workers: got 0, but timeout and .* need worker processes"),
     ):
         with pytest.raises(ValueError, match=message):
-            make_vec([Counter] * 2, **arguments)
+            make_vector([Counter] * 2, **arguments)
     for name, value in (("num_workers", "many"), ("batch_size", 1.5)):
         with pytest.raises(TypeError, match=f"{name}: got {value!r}, expected an integer"):
-            make_vec([Counter] * 2, **{name: value})  # type: ignore[arg-type]
+            make_vector([Counter] * 2, **{name: value})  # type: ignore[arg-type]
 
 
 class Wide(Counter):
@@ -444,12 +444,12 @@ class Wide(Counter):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_environments_must_have_the_same_spaces(workers: int) -> None:
     with pytest.raises(ValueError, match=r"environment 2: action_space: got Discrete\(8\), expected Discrete\(7\)"):
-        make_vec([Counter, Counter, Wide], num_workers=workers)
+        make_vector([Counter, Counter, Wide], num_workers=workers)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_actions_change_nothing(workers: int) -> None:
-    with closing(make_vec([Counter] * 3, num_workers=workers)) as env:
+    with closing(make_vector([Counter] * 3, num_workers=workers)) as env:
         with pytest.raises(RuntimeError, match="reset must come first"):
             env.step(np.zeros(3, int))
         env.reset()
@@ -483,7 +483,7 @@ def test_bad_actions_change_nothing(workers: int) -> None:
 
 
 def test_bad_nested_actions() -> None:
-    with closing(make_vec([Nested] * 2, num_workers=0)) as env:
+    with closing(make_vector([Nested] * 2, num_workers=0)) as env:
         env.reset()
         good = {"move": np.zeros(2, int), "push": (np.zeros((2, 2)), np.zeros((2, 2), int))}
         env.step(good)
@@ -502,13 +502,13 @@ def test_bad_nested_actions() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_observations_and_resets(workers: int) -> None:
-    env = make_vec([functools.partial(Liar, shape=(3,))] * 2, num_workers=workers)
+    env = make_vector([functools.partial(Liar, shape=(3,))] * 2, num_workers=workers)
     with (
         closing(env),
         pytest.raises(EnvError, match=r"(?s)environment 0.*observation: got shape \(3,\), expected \(2,\)"),
     ):
         env.reset()
-    with closing(make_vec([functools.partial(Liar, shape=(2,))] * 2, num_workers=workers)) as env:
+    with closing(make_vector([functools.partial(Liar, shape=(2,))] * 2, num_workers=workers)) as env:
         with pytest.raises(ValueError, match="seed: got 3 seeds, expected 2"):
             env.reset(seed=[1, 2, 3])
         with pytest.raises(TypeError, match=r"seed: got 1\.5, expected an integer"):

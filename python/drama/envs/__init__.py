@@ -2,11 +2,11 @@
 
 An environment here is a `gymnasium.Env` of uint8 frames `[H, W, C]` and discrete actions, whose `info` tells `lives`
 and `life_lost`, and whose `get_state` and `set_state` let a run resume exactly.
-`make_vec` steps several at once, of these or any other kind.
+`make_vector` steps several at once, of these or any other kind.
 """
 
 from drama.envs.atari import AtariEnv, atari_games
-from drama.envs.making import FrameEnv, game_names, make_atari, make_env, make_frames, make_vec, register
+from drama.envs.making import FrameEnv, game_names, make_atari, make_env, make_frames, make_vector, register
 from drama.envs.processes import WorkerDied
 from drama.envs.small import Catch
 from drama.envs.vector import VectorEnv
@@ -26,5 +26,5 @@ __all__ = [
     "make_atari",
     "make_env",
     "make_frames",
-    "make_vec",
+    "make_vector",
 ]

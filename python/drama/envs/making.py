@@ -37,7 +37,7 @@ def _check_game(game: str) -> None:
         raise ValueError(f"game: {game!r} is unknown{did_you_mean(game, names)}; `drama games` lists all {len(names)}")
 
 
-def make_vec(
+def make_vector(
     env_fns: Sequence[EnvFn],
     *,
     num_workers: int | Literal["auto"] | None = "auto",
@@ -99,7 +99,7 @@ def make_atari(
     """Make a vector of `num_envs` environments of the Atari game or small task `game`.
 
     `options` replace fields of `config`, as in `make_atari("Pong", 8, grayscale=True)`; the other arguments are those
-    of `make_vec`. Observations are uint8 frames `[num_envs, H, W, C]`; the infos hold `lives` and `life_lost`.
+    of `make_vector`. Observations are uint8 frames `[num_envs, H, W, C]`; the infos hold `lives` and `life_lost`.
 
     Raises:
         ValueError: for an unknown game or option; the message names the nearest ones.
@@ -107,7 +107,7 @@ def make_atari(
     _check_game(game)
     env_fn = functools.partial(make_env, game, _configured(config, options))
     try:
-        return make_vec(
+        return make_vector(
             [env_fn] * num_envs,
             num_workers=num_workers,
             autoreset_mode=autoreset_mode,

@@ -57,7 +57,7 @@ class _Engine:
 
 
 class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
-    """Several environments as one; `drama.envs.make_vec` makes it and describes the arguments.
+    """Several environments as one; `drama.envs.make_vector` makes it and describes the arguments.
 
     A `gymnasium.vector.VectorEnv` that gives what `gymnasium.vector.SyncVectorEnv` gives, for the same seeds and
     actions. Actions are cast to the dtype of the action space first.
