@@ -18,10 +18,10 @@ from drama.envs.processes import Worker
 
 PROBE_STEPS = 60
 PROBE_SECONDS = 0.02
-ECHO_SECONDS = 0.02
+ECHO_SECONDS, ECHOES, LONGEST_ECHO_SECONDS = 0.02, 16, 0.1
 # What a step of a vector costs this process beyond the environments', and what workers must save to be worth a core.
 OVERHEAD_SECONDS = 5e-6
-WORTH = 0.9
+WORTH = 0.85
 
 
 def cores() -> int:
@@ -55,10 +55,12 @@ def step_seconds(env: gymnasium.Env[Any, Any]) -> float | None:
 
 def workers_pay(board: VectorBoard, workers: Sequence[Worker], largest_share: int, num_envs: int, step: float) -> bool:
     """Whether a step of the vector is faster with these workers, none of which has work, than without them."""
-    answers = []
+    slowest = 0.0
     for worker in workers:
+        answers: list[float] = []
         end = time.perf_counter() + ECHO_SECONDS
-        while time.perf_counter() < end:
-            answers.append(board.echo(worker.number, ECHO_SECONDS) or ECHO_SECONDS)
-    # Not the median: what others who use the cores take now and then is lost as well.
-    return largest_share * step + OVERHEAD_SECONDS + statistics.fmean(answers) < WORTH * num_envs * step
+        while time.perf_counter() < end or len(answers) < ECHOES:
+            answers.append(board.echo(worker.number, LONGEST_ECHO_SECONDS) or LONGEST_ECHO_SECONDS)
+        # Not the mean or median: whatever else keeps the cores busy now may be gone in a moment, the vector stays.
+        slowest = max(slowest, statistics.quantiles(answers, n=4)[0])
+    return largest_share * step + OVERHEAD_SECONDS + slowest < WORTH * num_envs * step

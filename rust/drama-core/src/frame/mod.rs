@@ -1,6 +1,6 @@
 //! From emulator screens to observations: colours, maximum of two screens, resize by area, stack.
 //!
-//! Most rows of a game's screen stay as they were. Each stage redoes only what a changed row reaches.
+//! Most of a game's screen stays as it was. Each stage redoes only what a changed part of a row reaches.
 
 mod resize;
 mod stack;
@@ -8,7 +8,25 @@ mod stack;
 pub use resize::AreaResize;
 pub use stack::Stack;
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
+
+/// Parts that each row is cut into. A mask has a bit for each.
+const PARTS: usize = 8;
+/// Rows that are compared at once.
+const BAND: usize = 10;
+
+/// The pixels of a part of a row of `width`. The last ones may be empty.
+fn part(width: usize, index: usize) -> Range<usize> {
+    let size = width.div_ceil(PARTS);
+    (index * size).min(width)..((index + 1) * size).min(width)
+}
+
+/// The parts in a mask.
+fn parts(mask: u8) -> impl Iterator<Item = usize> {
+    (0..PARTS).filter(move |index| mask >> index & 1 != 0)
+}
 
 /// Marks a colour that the table does not hold yet; the three bytes below hold the colour.
 const UNKNOWN: u32 = 1 << 24;
@@ -77,8 +95,8 @@ pub struct Screens {
     taken: [Screen; 2],
     pooled: Vec<u8>,
     source: Option<Source>,
-    /// Rows of the screens that are not in `pooled` yet.
-    changed: Vec<bool>,
+    /// For each row of the screens, the parts that are not in `pooled` yet.
+    changed: Vec<u8>,
     resize: AreaResize,
     frame: Vec<u8>,
 }
@@ -100,7 +118,7 @@ impl Screens {
             taken: [screen(), screen()],
             pooled: vec![0; bytes],
             source: None,
-            changed: vec![true; height],
+            changed: vec![u8::MAX; height],
             resize,
             frame: vec![0; size.0 * size.1 * colours.channels()],
         })
@@ -124,7 +142,7 @@ impl Screens {
         }
         self.pooled.copy_from_slice(pooled);
         self.source = None;
-        self.changed.fill(true);
+        self.changed.fill(u8::MAX);
         self.show();
         Ok(())
     }
@@ -133,21 +151,38 @@ impl Screens {
     /// taken again after `learn`.
     pub fn take(&mut self, slot: Slot, indices: &[u8]) -> Result<bool> {
         self.check("screen", indices.len(), 1)?;
-        let screen = &mut self.taken[slot as usize];
-        let pitch = self.width * self.colours.stride();
+        let (screen, width, stride) = (&mut self.taken[slot as usize], self.width, self.colours.stride());
         let mut seen = 0;
-        let rows = screen.indices.chunks_exact_mut(self.width).zip(indices.chunks_exact(self.width));
-        for (y, ((old, new), changed)) in rows.zip(&mut self.changed).enumerate() {
-            if screen.valid && old == new {
+        for top in (0..self.height).step_by(BAND) {
+            let bottom = self.height.min(top + BAND);
+            let band = top * width..bottom * width;
+            if screen.valid && screen.indices[band.clone()] == indices[band] {
                 continue;
             }
-            *changed = true;
-            old.copy_from_slice(new);
-            // Rows often repeat the one above, which is valid here in any case.
-            if y > 0 && new == &indices[(y - 1) * self.width..y * self.width] {
-                screen.colours.copy_within((y - 1) * pitch..y * pitch, y * pitch);
-            } else {
-                seen |= colour(self.colours, &self.table, new, &mut screen.colours[y * pitch..(y + 1) * pitch]);
+            for y in top..bottom {
+                let row = y * width..(y + 1) * width;
+                let (old, new) = (&mut screen.indices[row.clone()], &indices[row.clone()]);
+                let differ = |index: &usize| old[part(width, *index)] != new[part(width, *index)];
+                let mask = if screen.valid {
+                    (0..PARTS).filter(differ).fold(0, |mask, index| mask | 1 << index)
+                } else {
+                    u8::MAX
+                };
+                if mask == 0 {
+                    continue;
+                }
+                self.changed[y] |= mask;
+                old.copy_from_slice(new);
+                // Rows often repeat the one above, which is valid here in any case.
+                if y > 0 && new == &indices[row.start - width..row.start] {
+                    screen.colours.copy_within((row.start - width) * stride..row.start * stride, row.start * stride);
+                    continue;
+                }
+                let colours = &mut screen.colours[row.start * stride..row.end * stride];
+                for pixels in parts(mask).map(|index| part(width, index)) {
+                    let bytes = pixels.start * stride..pixels.end * stride;
+                    seen |= colour(self.colours, &self.table, &new[pixels], &mut colours[bytes]);
+                }
             }
         }
         screen.valid = seen & UNKNOWN == 0;
@@ -176,33 +211,35 @@ impl Screens {
     /// Makes the observation of the screens taken.
     pub fn compose(&mut self, source: Source) {
         if self.source != Some(source) || source == Source::ShownAndPrevious {
-            self.changed.fill(true);
+            self.changed.fill(u8::MAX);
         }
         self.source = Some(source);
-        let pitch = self.width * self.colours.stride();
+        let (width, stride) = (self.width, self.colours.stride());
         let [last, previous] = [Slot::Last, Slot::Previous].map(|slot| &self.taken[slot as usize].colours);
-        for y in (0..self.height).filter(|&y| self.changed[y]) {
-            let row = y * pitch..(y + 1) * pitch;
-            let pooled = &mut self.pooled[row.clone()];
-            if source != Source::ShownAndPrevious {
-                pooled.copy_from_slice(&last[row.clone()]);
-            }
-            if source != Source::Last {
-                for (pixel, &other) in pooled.iter_mut().zip(&previous[row]) {
-                    *pixel = (*pixel).max(other);
+        for (y, &mask) in self.changed.iter().enumerate().filter(|(_, mask)| **mask != 0) {
+            for pixels in parts(mask).map(|index| part(width, index)) {
+                let bytes = (y * width + pixels.start) * stride..(y * width + pixels.end) * stride;
+                let pooled = &mut self.pooled[bytes.clone()];
+                if source != Source::ShownAndPrevious {
+                    pooled.copy_from_slice(&last[bytes.clone()]);
+                }
+                if source != Source::Last {
+                    for (pixel, &other) in pooled.iter_mut().zip(&previous[bytes]) {
+                        *pixel = (*pixel).max(other);
+                    }
                 }
             }
         }
         self.show();
     }
 
-    /// Resizes the changed rows of what is pooled.
+    /// Resizes what has changed of what is pooled.
     fn show(&mut self) {
         match self.colours {
             Colours::Gray => self.resize.apply::<1, 1>(&self.pooled, &self.changed, &mut self.frame),
             Colours::Rgb => self.resize.apply::<4, 3>(&self.pooled, &self.changed, &mut self.frame),
         }
-        self.changed.fill(false);
+        self.changed.fill(0);
     }
 }
 

@@ -1,6 +1,11 @@
 //! Resize by area, row by row.
 
-use crate::error::{Error, Result};
+use std::ops::Range;
+
+use crate::{
+    error::{Error, Result},
+    frame::{PARTS, part, parts},
+};
 
 /// Source pixels of one target pixel: the first, and the share of each.
 struct Taps {
@@ -23,12 +28,33 @@ impl Taps {
     }
 }
 
+/// The target columns that a part of a source row is in, and all source columns that these show.
+struct Reach {
+    target: Range<usize>,
+    source: Range<usize>,
+}
+
+impl Reach {
+    fn new(columns: &[Taps], pixels: &Range<usize>) -> Self {
+        let end = |taps: &Taps| taps.first + taps.shares.len();
+        let target = columns.partition_point(|taps| end(taps) <= pixels.start)
+            ..columns.partition_point(|taps| taps.first < pixels.end);
+        let source = match &columns[target.clone()] {
+            [] => 0..0, // Fewer columns than parts.
+            [first, .., last] => first.first..end(last),
+            [only] => only.first..end(only),
+        };
+        Self { target, source }
+    }
+}
+
 /// Area average from one image size to another that is no larger.
 pub struct AreaResize {
     source: (usize, usize),
     target: (usize, usize),
     rows: Vec<Taps>,
     columns: Vec<Taps>,
+    reach: [Reach; PARTS],
     line: Vec<f32>,
 }
 
@@ -42,20 +68,16 @@ impl AreaResize {
             ));
         }
         let (rows, columns) = (Taps::all(source.0, target.0), Taps::all(source.1, target.1));
-        Ok(Self { source, target, rows, columns, line: Vec::new() })
+        let reach = std::array::from_fn(|index| Reach::new(&columns, &part(source.1, index)));
+        Ok(Self { source, target, rows, columns, reach, line: Vec::new() })
     }
 
-    /// Resizes an image whose pixels take `STRIDE` bytes, the first `CHANNELS` of which are written to `out`; rows of
-    /// `out` that no `changed` row of the image reaches stay as they are.
+    /// Resizes an image whose pixels take `STRIDE` bytes, the first `CHANNELS` of which are written to `out`. What
+    /// no `changed` part of the image's rows reaches stays as it is.
     ///
     /// # Panics
     /// If a length is not that of the sizes given to `new`.
-    pub fn apply<const STRIDE: usize, const CHANNELS: usize>(
-        &mut self,
-        image: &[u8],
-        changed: &[bool],
-        out: &mut [u8],
-    ) {
+    pub fn apply<const STRIDE: usize, const CHANNELS: usize>(&mut self, image: &[u8], changed: &[u8], out: &mut [u8]) {
         assert_eq!(image.len(), self.source.0 * self.source.1 * STRIDE);
         assert_eq!(changed.len(), self.source.0);
         assert_eq!(out.len(), self.target.0 * self.target.1 * CHANNELS);
@@ -71,41 +93,37 @@ impl AreaResize {
     /// `rows`, compiled for wider registers. The arithmetic is the same, so the results are too.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2")]
-    fn rows_avx2<const STRIDE: usize, const CHANNELS: usize>(
-        &mut self,
-        image: &[u8],
-        changed: &[bool],
-        out: &mut [u8],
-    ) {
+    fn rows_avx2<const STRIDE: usize, const CHANNELS: usize>(&mut self, image: &[u8], changed: &[u8], out: &mut [u8]) {
         self.rows::<STRIDE, CHANNELS>(image, changed, out);
     }
 
     #[inline(always)] // Or it would not be compiled for the registers of its caller.
     #[allow(clippy::inline_always)]
-    fn rows<const STRIDE: usize, const CHANNELS: usize>(&mut self, image: &[u8], changed: &[bool], out: &mut [u8]) {
+    fn rows<const STRIDE: usize, const CHANNELS: usize>(&mut self, image: &[u8], changed: &[u8], out: &mut [u8]) {
         let pitch = self.source.1 * STRIDE;
         for (taps, target) in self.rows.iter().zip(out.chunks_exact_mut(self.target.1 * CHANNELS)) {
-            if !changed[taps.first..][..taps.shares.len()].contains(&true) {
-                continue;
-            }
-            blend(&taps.shares, &image[taps.first * pitch..], pitch, &mut self.line);
-            let pixels = self.line.as_chunks::<STRIDE>().0;
-            for (taps, pixel) in self.columns.iter().zip(target.as_chunks_mut::<CHANNELS>().0) {
-                let mut sums = [0.5; STRIDE];
-                for (&share, value) in taps.shares.iter().zip(&pixels[taps.first..]) {
-                    for (sum, &value) in sums.iter_mut().zip(value) {
-                        *sum += share * value;
+            let mask = changed[taps.first..][..taps.shares.len()].iter().fold(0, |mask, row| mask | row);
+            for Reach { target: columns, source } in parts(mask).map(|index| &self.reach[index]) {
+                let bytes = source.start * STRIDE..source.end * STRIDE;
+                blend(&taps.shares, &image[taps.first * pitch + bytes.start..], pitch, &mut self.line[bytes]);
+                let (line, pixels) = (self.line.as_chunks::<STRIDE>().0, target.as_chunks_mut::<CHANNELS>().0);
+                for (taps, pixel) in self.columns[columns.clone()].iter().zip(&mut pixels[columns.clone()]) {
+                    let mut sums = [0.5; STRIDE];
+                    for (&share, value) in taps.shares.iter().zip(&line[taps.first..]) {
+                        for (sum, &value) in sums.iter_mut().zip(value) {
+                            *sum += share * value;
+                        }
                     }
-                }
-                for (byte, sum) in pixel.iter_mut().zip(sums) {
-                    *byte = sum as u8;
+                    for (byte, sum) in pixel.iter_mut().zip(sums) {
+                        *byte = sum as u8;
+                    }
                 }
             }
         }
     }
 }
 
-/// Adds up rows of `pitch` bytes, each times its share. In blocks, so that the sums stay in registers.
+/// Adds up the beginnings of rows that are `pitch` bytes apart, each times its share. In blocks, so that the sums stay in registers.
 #[inline(always)] // As `rows`.
 #[allow(clippy::inline_always)]
 fn blend(shares: &[f32], rows: &[u8], pitch: usize, line: &mut [f32]) {
@@ -114,7 +132,7 @@ fn blend(shares: &[f32], rows: &[u8], pitch: usize, line: &mut [f32]) {
     let tail = blocks.len() * BLOCK;
     for (index, block) in blocks.iter_mut().enumerate() {
         let mut sums = [0.0; BLOCK];
-        for (&share, row) in shares.iter().zip(rows.chunks_exact(pitch)) {
+        for (&share, row) in shares.iter().zip(rows.chunks(pitch)) {
             for (sum, &value) in sums.iter_mut().zip(&row[index * BLOCK..][..BLOCK]) {
                 *sum += share * f32::from(value);
             }
@@ -122,8 +140,7 @@ fn blend(shares: &[f32], rows: &[u8], pitch: usize, line: &mut [f32]) {
         *block = sums;
     }
     for (index, sum) in rest.iter_mut().enumerate() {
-        *sum =
-            shares.iter().zip(rows.chunks_exact(pitch)).map(|(share, row)| share * f32::from(row[tail + index])).sum();
+        *sum = shares.iter().zip(rows.chunks(pitch)).map(|(share, row)| share * f32::from(row[tail + index])).sum();
     }
 }
 
@@ -140,7 +157,7 @@ mod tests {
             (source, target) in (1..30_usize, 1..50_usize)
                 .prop_flat_map(|source| (Just(source), (1..=source.0, 1..=source.1))),
             bytes in proptest::collection::vec(any::<u8>(), 30 * 50 * 4),
-            changed in proptest::collection::vec(any::<bool>(), 30),
+            changed in proptest::collection::vec(any::<u8>(), 30),
         ) {
             let (image, changed) = (&bytes[..source.0 * source.1 * 4], &changed[..source.0]);
             let [mut wide, mut plain] = [(); 2].map(|()| AreaResize::new(source, target).unwrap());
