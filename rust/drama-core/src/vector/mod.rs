@@ -253,7 +253,8 @@ impl Board {
         wait: impl Fn(&(dyn Fn() + Sync)),
     ) -> Result<(), E> {
         let (bell, call) = (self.bell(worker), self.call(worker));
-        let mut idle = false;
+        // A ring from before is answered as well.
+        let mut idle = true;
         loop {
             let seen = bell.count();
             let mut worked = false;
@@ -295,7 +296,7 @@ impl Board {
         if !self.done().spin(target, &self.spin) {
             self.done().sleep(target, Some(timeout), || false);
         }
-        (self.done().count() == target).then(|| start.elapsed())
+        self.done().reached(target).then(|| start.elapsed())
     }
 
     /// Whether the environment is its worker's to step.

@@ -70,7 +70,7 @@ impl Bell {
     }
 
     /// The count wraps around.
-    fn reached(&self, target: u32) -> bool {
+    pub(super) fn reached(&self, target: u32) -> bool {
         self.count().wrapping_sub(target) as i32 >= 0
     }
 
