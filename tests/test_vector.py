@@ -207,7 +207,7 @@ def test_send_and_recv_give_each_environment_its_own_steps(workers: int) -> None
 
 
 def test_recv_does_not_wait_for_the_slow() -> None:
-    env_fns: list[Callable[[], Env]] = [Counter, Counter, functools.partial(Slow, 1.0), functools.partial(Slow, 1.0)]
+    env_fns: list[Callable[[], Env]] = [Counter, Counter, functools.partial(Slow, 0.4), functools.partial(Slow, 0.4)]
     with closing(make_vector(env_fns, num_workers=2, batch_size=2)) as env:
         env.reset()
         env.send(np.zeros(4, int))
