@@ -176,9 +176,13 @@ def test_state_comes_back_and_bad_state_is_refused() -> None:
     with pytest.raises(ValueError, match="24 counts cannot be shared by 5 environments"):
         other.load_state_dict(saved | {"num_envs": 5})
     with pytest.raises(ValueError, match="it is another buffer"):
-        make(total=3).sample(1, 1, sampler=frequency.world_model)
+        make(total=3).sample(1, 1, sampler=other.world_model)
     with pytest.raises(ValueError, match="belongs to a buffer of 2 environments and 24 slots"):
-        make(rows=5).sample(1, 1, sampler=frequency.world_model)
+        make(rows=5).sample(1, 1, sampler=other.world_model)
+    make().sample(1, 1, sampler=other.world_model)
+    for used in (frequency, other):
+        with pytest.raises(ValueError, match="was used with another buffer"):
+            make().sample(1, 1, sampler=used.imagination)
 
 
 @pytest.mark.parametrize(

@@ -177,10 +177,14 @@ def test_misuse_is_refused() -> None:
     with pytest.raises(ValueError, match=r"indices\[0\] is 0, a slot in which the sampler knows no row"):
         sampler.update_priorities([0], [1.0])
     buffer.sample(1, 1, sampler=sampler)
+    with pytest.raises(ValueError, match="was used with another buffer"):
+        make().sample(1, 1, sampler=sampler)
+    unbound = Prioritized()
+    unbound.load_state_dict(sampler.state_dict())
     with pytest.raises(ValueError, match="belongs to a buffer of 2 environments and 24 slots"):
-        make(rows=5).sample(1, 1, sampler=sampler)
+        make(rows=5).sample(1, 1, sampler=unbound)
     with pytest.raises(ValueError, match="it is another buffer"):
-        make(total=3).sample(1, 1, sampler=sampler)
+        make(total=3).sample(1, 1, sampler=unbound)
     sampler.update_priorities(np.arange(24), np.zeros(24))
     with pytest.raises(ValueError, match="none exist: each environment holds 12 rows with a priority above 0"):
         buffer.sample(1, 1, sampler=sampler)

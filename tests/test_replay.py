@@ -301,12 +301,12 @@ def test_a_loaded_buffer_continues(tmp_path: Path, count: int) -> None:
 
 
 def test_a_second_save_writes_little(tmp_path: Path) -> None:
-    buffer = ReplayBuffer(400, {"obs": ((1 << 16,), np.uint8)})
+    buffer = ReplayBuffer(400, {"obs": ((1 << 15,), np.uint8)})
     no = np.zeros((300, 1), bool)
-    buffer.add_block(obs=np.zeros((300, 1, 1 << 16), np.uint8), terminated=no, truncated=no)
+    buffer.add_block(obs=np.zeros((300, 1, 1 << 15), np.uint8), terminated=no, truncated=no)
     buffer.save(tmp_path / "a")
     before = {path.name for path in (tmp_path / "a").iterdir()}
-    buffer.add(obs=np.ones((1, 1 << 16), np.uint8), terminated=no[0], truncated=no[0])
+    buffer.add(obs=np.ones((1, 1 << 15), np.uint8), terminated=no[0], truncated=no[0])
     buffer.save(tmp_path / "a")
     assert len({path.name for path in (tmp_path / "a").iterdir()} - before) == 1
     buffer.save(tmp_path / "b")
@@ -346,11 +346,11 @@ import sys
 import numpy as np
 from drama.replay import ReplayBuffer
 
-buffer = ReplayBuffer(300, {"obs": ((1 << 16,), np.uint8)})
+buffer = ReplayBuffer(300, {"obs": ((1 << 15,), np.uint8)})
 no = np.zeros((50, 1), bool)
 while True:
     first = buffer.total % 251
-    obs = ((first + np.arange(50)) % 251).astype(np.uint8)[:, None, None].repeat(1 << 16, 2)
+    obs = ((first + np.arange(50)) % 251).astype(np.uint8)[:, None, None].repeat(1 << 15, 2)
     buffer.add_block(obs=obs, terminated=no, truncated=no)
     buffer.save(sys.argv[1])
     print(buffer.total, flush=True)

@@ -18,7 +18,7 @@ import pytest
 
 from drama.replay import DynamicFrequency, ReplayBuffer, Uniform
 
-FRAME = 1 << 15
+FRAME = 1 << 14
 ROWS = 300
 BLOCK = 40
 
@@ -144,7 +144,7 @@ def test_a_full_disk_leaves_buffer_and_save(small_disk: Path) -> None:
     buffer = large(200)
     buffer.save(small_disk / "replay")
     filler = small_disk / "filler"
-    filler.write_bytes(bytes(3 << 20))
+    filler.write_bytes(bytes(9 << 20))
     grow(buffer, 250)
     with pytest.raises(OSError, match="No space left on device") as refused:
         buffer.save(small_disk / "replay")

@@ -25,7 +25,7 @@ class Replay:
     def __new__(
         cls,
         capacity: int,
-        fields: Sequence[tuple[str, str, Sequence[int]]],
+        fields: Sequence[tuple[str, str, Sequence[int], bool]],
         num_envs: int,
         seed: int,
         storage: str | os.PathLike[str] | None = None,
@@ -75,7 +75,9 @@ class Replay:
     @property
     def nbytes(self) -> int: ...
     @property
-    def fields(self) -> list[tuple[str, str, list[int]]]: ...
+    def stored_nbytes(self) -> int: ...
+    @property
+    def fields(self) -> list[tuple[str, str, list[int], bool]]: ...
 
 @final
 class DynamicFrequency:

@@ -8,7 +8,7 @@ episode, which `is_first` shows.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -54,6 +54,10 @@ class ReplayBuffer:
     however it ends. All of that room is reserved at once, so that a disk that fills up later does not matter. A
     forked process shares the rows rather than having a copy.
 
+    With `compress` each row of the fields named is compressed by itself (LZ4, lossless) when added, and decompressed
+    into the batch when drawn, by several threads for large batches. A row takes as much memory as it needs, which is
+    free again once it is overwritten; rows that do not get smaller are kept as they are.
+
     Args:
         capacity: rows to keep over all environments, rounded up to a multiple of `num_envs`.
         fields: row shape and dtype by name. `terminated` and `truncated`, both `((), bool)`, are always there, as is
@@ -61,9 +65,11 @@ class ReplayBuffer:
         num_envs: number of streams.
         seed: seed of the draws.
         storage: a directory for the mapped files, created if need be; Linux and macOS only.
+        compress: names of the fields whose rows are compressed; not together with `storage`.
 
     Raises:
-        ValueError: a size is not positive, or a field has a reserved name or an unsupported dtype.
+        ValueError: a size is not positive, a field has a reserved name or an unsupported dtype, or a field cannot be
+            compressed.
         OSError: `storage` cannot be written or has too little room.
     """
 
@@ -74,10 +80,14 @@ class ReplayBuffer:
         num_envs: int = 1,
         seed: int = 0,
         storage: str | os.PathLike[str] | None = None,
+        compress: Collection[str] = (),
     ) -> None:
         native_fields = [
-            (name, np.dtype(dtype).name, [int(side) for side in shape]) for name, (shape, dtype) in fields.items()
+            (name, np.dtype(dtype).name, [int(side) for side in shape], name in compress)
+            for name, (shape, dtype) in fields.items()
         ]
+        if isinstance(compress, str) or not set(compress) <= set(fields):
+            raise ValueError(f"compress: got {compress!r}, expected names of declared fields ({', '.join(fields)})")
         self.native = _native.Replay(capacity, native_fields, num_envs, seed, storage)
 
     def add(self, *, envs: npt.NDArray[np.int64] | None = None, **columns: Array) -> None:
@@ -262,12 +272,22 @@ class ReplayBuffer:
     @property
     def fields(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """Row shape and dtype of every field, built-in ones included."""
-        return {name: (tuple(shape), np.dtype(dtype)) for name, dtype, shape in self.native.fields}
+        return {name: (tuple(shape), np.dtype(dtype)) for name, dtype, shape, _ in self.native.fields}
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes once every row is written."""
+        """Size in bytes once every row is written, before compression."""
         return self.native.nbytes
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes that the rows held now take, compressed where asked for."""
+        return self.native.stored_nbytes
+
+    @property
+    def compress(self) -> tuple[str, ...]:
+        """The fields whose rows are compressed."""
+        return tuple(name for name, *_, compressed in self.native.fields if compressed)
 
     def __repr__(self) -> str:
         return f"ReplayBuffer(capacity={self.capacity}, num_envs={self.num_envs}, rows={len(self)})"

@@ -126,7 +126,7 @@ class Prioritized(NativeSampler):
         values = np.asarray(priorities, dtype=np.float64)
         if values.ndim != 1:
             raise ValueError(f"priorities: got shape {values.shape}, expected [B]")
-        self.native.update(slots.astype(np.int64), values)
+        self.native.update(slots.astype(np.int64, copy=False), values)
 
     def priorities(self, buffer: ReplayBuffer) -> npt.NDArray[np.float64]:
         """Return a copy of the priorities, float64 `[slots]`, indexed as a batch's `indices` are."""

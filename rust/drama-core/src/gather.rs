@@ -1,6 +1,10 @@
 //! Copies sequences out of the ring.
 
-use std::thread;
+use std::{
+    mem,
+    sync::{Mutex, PoisonError},
+    thread,
+};
 
 use crate::{
     error::{Error, Result},
@@ -9,6 +13,8 @@ use crate::{
 
 /// Below this size a second thread costs more than it saves.
 const BYTES_PER_THREAD: usize = 1 << 20;
+/// What a thread takes at a time, where a start has less: one that begins late or is held up delays little.
+const BYTES_PER_SHARE: usize = 256 << 10;
 
 /// What a sequence consists of.
 pub struct Layout<'a> {
@@ -71,30 +77,35 @@ pub(crate) fn in_parallel<T: Sync>(
         copy(starts, outputs);
         return Ok(());
     }
-    // Every start has the same size, so equal shares of starts are equal shares of bytes.
-    let share = starts.len().div_ceil(workers);
-    let (mut rest, copy) = (outputs, &copy);
-    thread::scope(|scope| {
-        let mut parts = starts.chunks(share).peekable();
-        while let Some(part) = parts.next() {
-            let mut own = Vec::with_capacity(rest.len());
-            let mut later = Vec::with_capacity(rest.len());
-            for (size, output) in sizes.iter().zip(rest) {
-                let (head, tail) = output.split_at_mut(part.len() * size);
-                own.push(head);
-                later.push(tail);
+    let share = (BYTES_PER_SHARE / sizes.iter().sum::<usize>().max(1)).max(1);
+    let rest = Mutex::new((starts, outputs));
+    let work = || {
+        loop {
+            let (part, own) = {
+                let mut rest = rest.lock().unwrap_or_else(PoisonError::into_inner);
+                let (part, later) = rest.0.split_at(share.min(rest.0.len()));
+                rest.0 = later;
+                let own = rest.1.iter_mut().zip(sizes).map(|(output, size)| {
+                    let (own, later) = mem::take(output).split_at_mut(part.len() * size);
+                    *output = later;
+                    own
+                });
+                (part, own.collect())
+            };
+            if part.is_empty() {
+                return;
             }
-            rest = later;
-            if parts.peek().is_some() {
-                thread::Builder::new()
-                    .spawn_scoped(scope, move || copy(part, own))
-                    .map_err(|error| Error::Runtime(format!("no thread to gather with: {error}")))?;
-            } else {
-                copy(part, own);
-            }
+            copy(part, own);
         }
-        Ok(())
-    })
+    };
+    thread::scope(|scope| {
+        for _ in 1..workers {
+            // Where no thread can be had, those that there are do its part.
+            let _ = thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
+    Ok(())
 }
 
 /// A sequence in the ring.
@@ -148,13 +159,18 @@ fn copy(ring: &Ring, places: &[Place], layout: &Layout<'_>, mut outputs: Vec<&mu
     for (index, output) in outputs.into_iter().enumerate() {
         let frames = frames(layout.stacks, index);
         let size = ring.schema().fields()[index].row_bytes() * frames;
+        if frames == 1 && length == 1 {
+            let slots = places.iter().map(|place| place.env * ring.rows_per_env() + place.position);
+            ring.read_each(index, slots, output);
+            continue;
+        }
         for (&Place { env, t, position, real }, target) in places.iter().zip(output.chunks_exact_mut(length * size)) {
             let (target, padding) = target.split_at_mut(real * size);
             if real < length {
                 padding.fill(0);
             }
             if frames == 1 {
-                copy_rows(ring, index, env, position, real, target);
+                copy_rows(ring, index, env, position, target);
             } else {
                 for (row, target) in (t..).zip(target.chunks_exact_mut(size)) {
                     copy_stack(ring, index, env, row, target);
@@ -164,14 +180,16 @@ fn copy(ring: &Ring, places: &[Place], layout: &Layout<'_>, mut outputs: Vec<&mu
     }
 }
 
-/// Fills `target` with `count` rows of a field from `position` on.
-fn copy_rows(ring: &Ring, field: usize, env: usize, position: usize, count: usize, target: &mut [u8]) {
+/// Fills `target` with rows of a field from `position` on.
+fn copy_rows(ring: &Ring, field: usize, env: usize, position: usize, target: &mut [u8]) {
     let size = ring.schema().fields()[field].row_bytes();
     let rows = ring.rows_per_env();
-    let before_wrap = count.min(rows - position);
-    let (head, tail) = target.split_at_mut(before_wrap * size);
-    head.copy_from_slice(ring.rows(field, env, position..position + before_wrap));
-    tail.copy_from_slice(ring.rows(field, env, 0..count - before_wrap));
+    let before_wrap = target.len().min((rows - position) * size);
+    let (head, tail) = target.split_at_mut(before_wrap);
+    ring.read(field, env * rows + position, head);
+    if !tail.is_empty() {
+        ring.read(field, env * rows, tail);
+    }
 }
 
 /// Fills `target` with the rows of a field up to `t`, the first of the episode as often as others are lacking.
@@ -180,7 +198,7 @@ pub(crate) fn copy_stack(ring: &Ring, field: usize, env: usize, t: u64, target: 
     let frames = target.len() / size;
     let before = ring.run_before(env, t, frames - 1).unwrap_or(0);
     let (lacking, own) = target.split_at_mut((frames - 1 - before) * size);
-    copy_rows(ring, field, env, ring.position(env, t - before as u64), before + 1, own);
+    copy_rows(ring, field, env, ring.position(env, t - before as u64), own);
     for frame in lacking.chunks_exact_mut(size) {
         frame.copy_from_slice(&own[..size]);
     }

@@ -6,6 +6,7 @@ mod error;
 mod finals;
 mod frame;
 mod gather;
+mod packed;
 mod ring;
 mod sampler;
 mod schema;

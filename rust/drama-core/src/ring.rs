@@ -1,18 +1,32 @@
 //! Row storage: one ring per environment, one allocation per field.
 
-use std::{ops::Range, path::Path};
+use std::{
+    borrow::Cow,
+    ops::Range,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use crate::{
     column::Column,
     error::{Error, Result},
     finals::Finals,
-    schema::Schema,
+    packed::Packed,
+    schema::{Field, Schema},
 };
 
-/// Rows of `num_envs` streams, each with its own counter of rows. Row `t` of environment `e` lies in slot `e * rows_per_env + t % rows_per_env`.
+/// The rows of one field.
+enum Storage {
+    Plain(Column),
+    Packed(Packed),
+}
+
+/// Rows of `num_envs` streams, each with its own counter of rows. Row `t` of environment `e` lies in slot
+/// `e * rows_per_env + t % rows_per_env`.
 pub struct Ring {
+    id: u64,
     schema: Schema,
-    columns: Vec<Column>,
+    columns: Vec<Storage>,
     capacity: usize,
     num_envs: usize,
     rows_per_env: usize,
@@ -31,6 +45,7 @@ impl Ring {
     /// As `new`, with the rows in files in the directory `storage` if given. The files are working memory: they have
     /// no name and are gone with the ring.
     pub fn stored(schema: Schema, capacity: usize, num_envs: usize, storage: Option<&Path>) -> Result<Self> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         if capacity == 0 {
             return Error::value("capacity must be at least 1, got 0");
         }
@@ -42,13 +57,23 @@ impl Ring {
         let Some(slots) = slots else {
             return Error::value(format!("capacity {capacity} is beyond the limit of {} rows", u32::MAX));
         };
-        let fields = schema.fields().iter();
-        let columns = fields
-            .map(|field| Column::new(field.name(), slots, field.row_bytes(), storage))
-            .collect::<Result<Vec<_>>>()?;
+        let column = |field: &Field| match storage {
+            Some(_) if field.is_compressed() => {
+                Error::value(format!("field {:?} cannot be compressed: rows in mapped files are not", field.name()))
+            }
+            None if field.is_compressed() => Ok(Storage::Packed(Packed::new(slots, field.row_bytes()))),
+            _ => Column::new(field.name(), slots, field.row_bytes(), storage).map(Storage::Plain),
+        };
+        let columns = schema.fields().iter().map(column).collect::<Result<Vec<_>>>()?;
         let finals = Finals::new(schema.fields().len());
         let (totals, heads) = (vec![0; num_envs], vec![0; num_envs]);
-        Ok(Self { schema, columns, capacity, num_envs, rows_per_env, totals, heads, finals })
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { id, schema, columns, capacity, num_envs, rows_per_env, totals, heads, finals })
+    }
+
+    /// What tells this ring from all others of the process.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
     }
 
     /// The fields of a row.
@@ -101,9 +126,20 @@ impl Ring {
         self.len() == 0
     }
 
-    /// Bytes of address space over all fields; pages never written take no memory.
+    /// Bytes of all rows once every one is written, before compression; pages never written take no memory.
     pub fn nbytes(&self) -> usize {
-        self.columns.iter().map(|column| column.len()).sum()
+        self.slots() * self.schema.row_bytes()
+    }
+
+    /// Bytes that the rows held now take.
+    pub fn stored_nbytes(&self) -> usize {
+        let fields = self.columns.iter().zip(self.schema.fields());
+        fields
+            .map(|(column, field)| match column {
+                Storage::Plain(_) => self.len() * field.row_bytes(),
+                Storage::Packed(packed) => packed.stored(),
+            })
+            .sum()
     }
 
     /// Row counters of the oldest row that `env` holds and of its row to come.
@@ -143,17 +179,22 @@ impl Ring {
 
     /// Whether the row in `slot` ended its episode by termination.
     pub(crate) fn terminated(&self, slot: usize) -> bool {
-        self.columns[self.schema.terminated()][slot] != 0
+        self.plain(self.schema.terminated())[slot] != 0
     }
 
     /// Whether the row in `slot` ended its episode in either way.
     pub(crate) fn ended(&self, slot: usize) -> bool {
-        self.terminated(slot) || self.columns[self.schema.truncated()][slot] != 0
+        self.terminated(slot) || self.plain(self.schema.truncated())[slot] != 0
+    }
+
+    /// Whether the row in `slot` is the first of its episode.
+    pub(crate) fn first_of_episode(&self, slot: usize) -> bool {
+        self.plain(self.schema.is_first())[slot] != 0
     }
 
     /// Whether row `t` of `env` is the first of its episode.
-    pub(crate) fn is_first(&self, env: usize, t: u64) -> bool {
-        self.columns[self.schema.is_first()][self.slot(env, t)] != 0
+    fn is_first(&self, env: usize, t: u64) -> bool {
+        self.first_of_episode(self.slot(env, t))
     }
 
     /// Rows from `t` on that belong to its episode and are held, `limit` at most.
@@ -237,13 +278,19 @@ impl Ring {
         }
         for (index, given) in columns.iter().enumerate() {
             let size = self.schema.fields()[index].row_bytes();
-            if let Some(bytes) = given {
-                self.columns[index][slot * size..][..size].copy_from_slice(&bytes[from * size..][..size]);
-            } else {
-                self.columns[index][slot] = 0;
+            match (&mut self.columns[index], given) {
+                (Storage::Plain(column), Some(bytes)) => {
+                    column[slot * size..][..size].copy_from_slice(&bytes[from * size..][..size]);
+                }
+                (Storage::Packed(packed), Some(bytes)) => packed.set(slot, &bytes[from * size..][..size]),
+                // Only `is_first`.
+                (Storage::Plain(column), None) => column[slot] = 0,
+                (Storage::Packed(_), None) => {}
             }
         }
-        self.columns[self.schema.is_first()][slot] |= u8::from(after_end);
+        if after_end && let Storage::Plain(column) = &mut self.columns[self.schema.is_first()] {
+            column[slot] = 1;
+        }
         self.totals[env] += 1;
         self.heads[env] = if self.heads[env] + 1 == self.rows_per_env { 0 } else { self.heads[env] + 1 };
     }
@@ -288,18 +335,85 @@ impl Ring {
         Ok(())
     }
 
-    /// The bytes of rows `positions` (places in the ring, not row counters) of one field and environment.
-    pub(crate) fn rows(&self, field: usize, env: usize, positions: Range<usize>) -> &[u8] {
-        let size = self.schema.fields()[field].row_bytes();
-        let base = env * self.rows_per_env;
-        &self.columns[field][(base + positions.start) * size..(base + positions.end) * size]
+    /// All bytes of a field by slot, or none of one that is compressed.
+    pub(crate) fn plain(&self, field: usize) -> &[u8] {
+        match &self.columns[field] {
+            Storage::Plain(column) => column,
+            Storage::Packed(_) => &[],
+        }
     }
 
-    /// As `rows`, to write to.
-    pub(crate) fn rows_mut(&mut self, field: usize, env: usize, positions: Range<usize>) -> &mut [u8] {
+    /// As `plain`, to restore.
+    pub(crate) fn plain_mut(&mut self, field: usize) -> &mut [u8] {
+        match &mut self.columns[field] {
+            Storage::Plain(column) => column,
+            Storage::Packed(_) => &mut [],
+        }
+    }
+
+    /// The rows of a field that is compressed.
+    pub(crate) fn packed(&self, field: usize) -> Option<&Packed> {
+        match &self.columns[field] {
+            Storage::Plain(_) => None,
+            Storage::Packed(packed) => Some(packed),
+        }
+    }
+
+    /// As `packed`, to restore.
+    pub(crate) fn packed_mut(&mut self, field: usize) -> Option<&mut Packed> {
+        match &mut self.columns[field] {
+            Storage::Plain(_) => None,
+            Storage::Packed(packed) => Some(packed),
+        }
+    }
+
+    /// One row of a field.
+    pub(crate) fn row(&self, field: usize, slot: usize) -> Cow<'_, [u8]> {
         let size = self.schema.fields()[field].row_bytes();
-        let base = env * self.rows_per_env;
-        &mut self.columns[field][(base + positions.start) * size..(base + positions.end) * size]
+        match &self.columns[field] {
+            Storage::Plain(column) => Cow::Borrowed(&column[slot * size..][..size]),
+            Storage::Packed(packed) => {
+                let mut row = vec![0; size];
+                packed.read(slot, &mut row);
+                Cow::Owned(row)
+            }
+        }
+    }
+
+    /// Fills `target` with the rows of a field in consecutive slots from `slot` on.
+    pub(crate) fn read(&self, field: usize, slot: usize, target: &mut [u8]) {
+        let size = self.schema.fields()[field].row_bytes();
+        match &self.columns[field] {
+            Storage::Plain(column) => target.copy_from_slice(&column[slot * size..][..target.len()]),
+            Storage::Packed(packed) => {
+                for (slot, row) in (slot..).zip(target.chunks_exact_mut(size)) {
+                    packed.read(slot, row);
+                }
+            }
+        }
+    }
+
+    /// Fills `target` with one row of a field for each of `slots`.
+    pub(crate) fn read_each(&self, field: usize, slots: impl Iterator<Item = usize>, target: &mut [u8]) {
+        // A copy of known size is a load and a store.
+        fn fixed<const N: usize>(column: &[u8], slots: impl Iterator<Item = usize>, target: &mut [u8]) {
+            let rows = column.as_chunks::<N>().0;
+            for (target, slot) in target.as_chunks_mut::<N>().0.iter_mut().zip(slots) {
+                *target = rows[slot];
+            }
+        }
+        let column = self.plain(field);
+        match self.schema.fields()[field].row_bytes() {
+            1 if !column.is_empty() => fixed::<1>(column, slots, target),
+            4 if !column.is_empty() => fixed::<4>(column, slots, target),
+            8 if !column.is_empty() => fixed::<8>(column, slots, target),
+            16 if !column.is_empty() => fixed::<16>(column, slots, target),
+            size => {
+                for (slot, target) in slots.zip(target.chunks_exact_mut(size)) {
+                    self.read(field, slot, target);
+                }
+            }
+        }
     }
 
     /// Declares how many rows of each environment were restored by `rows_mut`.

@@ -64,6 +64,7 @@ pub struct Field {
     dtype: DType,
     shape: Vec<usize>,
     row_bytes: usize,
+    compressed: bool,
 }
 
 impl Field {
@@ -72,11 +73,22 @@ impl Field {
         let bytes = shape.iter().try_fold(dtype.itemsize, |bytes, &side| bytes.checked_mul(side));
         match bytes {
             Some(row_bytes) if row_bytes > 0 && isize::try_from(row_bytes).is_ok() => {
-                Ok(Self { name: name.to_owned(), dtype, shape, row_bytes })
+                Ok(Self { name: name.to_owned(), dtype, shape, row_bytes, compressed: false })
             }
             Some(0) => Error::value(format!("field {name:?} has shape {shape:?}, every side must be at least 1")),
             _ => Error::value(format!("field {name:?} has shape {shape:?}, which does not fit the address space")),
         }
+    }
+
+    /// The same field, its rows kept compressed.
+    #[must_use]
+    pub fn compressed(self) -> Self {
+        Self { compressed: true, ..self }
+    }
+
+    /// Whether rows are kept compressed.
+    pub fn is_compressed(&self) -> bool {
+        self.compressed
     }
 
     /// Name of the field.
@@ -124,6 +136,9 @@ impl Schema {
                         "field {:?} is built in with dtype bool and shape [], got {} {:?}",
                         field.name, field.dtype.name, field.shape
                     ));
+                }
+                if field.compressed {
+                    return Error::value(format!("field {:?} is built in and cannot be compressed", field.name));
                 }
                 continue;
             }

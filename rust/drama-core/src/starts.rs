@@ -111,12 +111,14 @@ impl<'r> Starts<'r> {
         if !self.conditional() {
             return true;
         }
-        let (env, t) = self.ring.row_of(slot);
-        if self.ring.run_before(env, t, self.frames - 1).is_none() {
-            return false;
+        if self.frames > 1 {
+            let (env, t) = self.ring.row_of(slot);
+            if self.ring.run_before(env, t, self.frames - 1).is_none() {
+                return false;
+            }
         }
         match self.kind {
-            Kind::Transition { steps, next } => transition::known(self.ring, env, t, steps, next),
+            Kind::Transition { steps, next } => transition::known(self.ring, slot, steps, next),
             Kind::Sequence { .. } | Kind::Episode { .. } => true,
         }
     }

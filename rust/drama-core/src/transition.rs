@@ -29,32 +29,52 @@ enum End {
     Unknown,
 }
 
-/// The rows of a transition, and what comes then.
-fn span(ring: &Ring, env: usize, t: u64, steps: usize) -> (usize, End) {
-    let used = ring.run(env, t, steps);
-    let last = t + used as u64 - 1;
-    let slot = ring.slot(env, last);
-    let end = if ring.terminated(slot) {
-        End::Terminated
-    } else if ring.ended(slot) {
-        End::Truncated
-    } else if last + 1 < ring.totals()[env] && !ring.is_first(env, last + 1) {
-        End::Followed
-    } else {
-        End::Unknown
-    };
-    (used, end)
+/// The rows of a transition.
+struct Span {
+    env: usize,
+    t: u64,
+    used: usize,
+    /// Slots of the first and the last row, and of the one after that where the episode goes on.
+    first: usize,
+    last: usize,
+    next: Option<usize>,
+    end: End,
 }
 
-/// Whether the transition from `t` on has its rows, and a value to go on from for each field of `next`.
-pub(crate) fn known(ring: &Ring, env: usize, t: u64, steps: usize, next: &[usize]) -> bool {
-    let (used, end) = span(ring, env, t, steps);
-    let slot = ring.slot(env, t + used as u64 - 1);
-    match end {
-        End::Followed | End::Terminated => true,
-        End::Truncated => next.iter().all(|&field| ring.finals().get(field, slot).is_some()),
-        End::Unknown => false,
+impl Span {
+    fn new(ring: &Ring, first: usize, steps: usize) -> Self {
+        let (env, t) = ring.row_of(first);
+        let used = ring.run(env, t, steps);
+        let after = t + used as u64;
+        let last = if used == 1 { first } else { ring.slot(env, after - 1) };
+        let next = (after < ring.totals()[env]).then(|| ring.slot(env, after));
+        let next = next.filter(|&slot| !ring.first_of_episode(slot));
+        let end = if ring.terminated(last) {
+            End::Terminated
+        } else if ring.ended(last) {
+            End::Truncated
+        } else if next.is_some() {
+            End::Followed
+        } else {
+            End::Unknown
+        };
+        let next = next.filter(|_| end == End::Followed);
+        Self { env, t, used, first, last, next, end }
     }
+
+    /// Whether there is a value to go on from for each field of `next`, wherever it counts.
+    fn known(&self, ring: &Ring, next: &[usize]) -> bool {
+        match self.end {
+            End::Followed | End::Terminated => true,
+            End::Truncated => next.iter().all(|&field| ring.finals().get(field, self.last).is_some()),
+            End::Unknown => false,
+        }
+    }
+}
+
+/// Whether the transition from `slot` on has its rows, and a value to go on from for each field of `next`.
+pub(crate) fn known(ring: &Ring, slot: usize, steps: usize, next: &[usize]) -> bool {
+    Span::new(ring, slot, steps).known(ring, next)
 }
 
 /// Position of the field `reward` and the type of its discounted sums.
@@ -81,60 +101,67 @@ pub fn gather_transitions(ring: &Ring, starts: &[usize], steps: &Steps<'_>, outp
     let elements = fields[reward].row_bytes() / fields[reward].dtype().itemsize();
     sizes[reward] = elements * reward_dtype.itemsize();
     sizes.extend(steps.next.iter().map(|&index| size(index)).chain([size_of::<f32>(), size_of::<i64>()]));
-    for &slot in starts {
-        let is_start = ring.holds(slot) && {
-            let (env, t) = ring.row_of(slot);
-            known(ring, env, t, steps.steps, steps.next)
-        };
-        if !is_start {
-            return Err(Error::Index(format!("index {slot} starts no transition of {} steps", steps.steps)));
-        }
-    }
-    in_parallel(starts, &sizes, outputs, |starts, mut outputs| {
-        for (at, &slot) in starts.iter().enumerate() {
-            let mut targets = outputs.iter_mut().zip(&sizes).map(|(output, size)| &mut output[at * size..][..*size]);
-            copy(ring, slot, steps, reward, &mut targets);
-        }
-    })
+    let spans = starts.iter().map(|&slot| {
+        let span = ring.holds(slot).then(|| Span::new(ring, slot, steps.steps));
+        let refused = || Error::Index(format!("index {slot} starts no transition of {} steps", steps.steps));
+        span.filter(|span| span.known(ring, steps.next)).ok_or_else(refused)
+    });
+    let spans = spans.collect::<Result<Vec<_>>>()?;
+    in_parallel(&spans, &sizes, outputs, |spans, outputs| copy(ring, spans, steps, reward, outputs))
 }
 
-fn copy<'a>(
-    ring: &Ring,
-    slot: usize,
-    steps: &Steps<'_>,
-    reward: usize,
-    targets: &mut impl Iterator<Item = &'a mut [u8]>,
-) {
+fn copy(ring: &Ring, spans: &[Span], steps: &Steps<'_>, reward: usize, outputs: Vec<&mut [u8]>) {
     let schema = ring.schema();
-    let (env, t) = ring.row_of(slot);
-    let (used, end) = span(ring, env, t, steps.steps);
-    let last = t + used as u64 - 1;
-    for (index, target) in (0..schema.fields().len()).zip(&mut *targets) {
+    let mut outputs = outputs.into_iter();
+    for (index, output) in (0..schema.fields().len()).zip(&mut outputs) {
         if index == reward {
-            sum(ring, index, env, t..=last, steps.discount, target);
+            sum(ring, index, spans, steps.discount, output);
         } else if index == schema.terminated() || index == schema.truncated() {
-            copy_stack(ring, index, env, last, target);
+            ring.read_each(index, spans.iter().map(|span| span.last), output);
+        } else if frames(steps.stacks, index) == 1 {
+            ring.read_each(index, spans.iter().map(|span| span.first), output);
         } else {
-            copy_stack(ring, index, env, t, target);
+            let size = schema.fields()[index].row_bytes() * frames(steps.stacks, index);
+            for (span, target) in spans.iter().zip(output.chunks_exact_mut(size)) {
+                copy_stack(ring, index, span.env, span.t, target);
+            }
         }
     }
-    for (&index, target) in steps.next.iter().zip(&mut *targets) {
-        if end == End::Followed {
-            copy_stack(ring, index, env, last + 1, target);
-        } else if let Some(bytes) = ring.finals().get(index, ring.slot(env, last)) {
-            let (before, own) = target.split_at_mut(target.len() - bytes.len());
+    for (&index, output) in steps.next.iter().zip(&mut outputs) {
+        copy_next(ring, index, spans, frames(steps.stacks, index), output);
+    }
+    if let (Some(discount), Some(count)) = (outputs.next(), outputs.next()) {
+        let discount = discount.as_chunks_mut().0.iter_mut();
+        for ((span, discount), count) in spans.iter().zip(discount).zip(count.as_chunks_mut().0) {
+            let factor = if span.end == End::Terminated { 0.0 } else { power(steps.discount, span.used) };
+            *discount = (factor as f32).to_ne_bytes();
+            *count = (span.used as i64).to_ne_bytes();
+        }
+    }
+}
+
+/// What follows the last rows: the next ones, then where an episode ends in between what is known of that.
+fn copy_next(ring: &Ring, index: usize, spans: &[Span], frames: usize, output: &mut [u8]) {
+    let size = ring.schema().fields()[index].row_bytes();
+    if frames == 1 {
+        // A row is read for each, that of the last one where there is no next.
+        ring.read_each(index, spans.iter().map(|span| span.next.unwrap_or(span.last)), output);
+    }
+    for (span, target) in spans.iter().zip(output.chunks_exact_mut(size * frames)) {
+        let last = span.t + span.used as u64 - 1;
+        if span.next.is_some() {
+            if frames > 1 {
+                copy_stack(ring, index, span.env, last + 1, target);
+            }
+        } else if let Some(bytes) = ring.finals().get(index, span.last) {
+            let (before, own) = target.split_at_mut(target.len() - size);
             own.copy_from_slice(bytes);
             if !before.is_empty() {
-                copy_stack(ring, index, env, last, before);
+                copy_stack(ring, index, span.env, last, before);
             }
         } else {
             target.fill(0);
         }
-    }
-    let factor = if end == End::Terminated { 0.0 } else { power(steps.discount, used) };
-    if let (Some(discount), Some(count)) = (targets.next(), targets.next()) {
-        discount.copy_from_slice(&(factor as f32).to_ne_bytes());
-        count.copy_from_slice(&(used as i64).to_ne_bytes());
     }
 }
 
@@ -142,22 +169,30 @@ fn power(base: f64, exponent: usize) -> f64 {
     i32::try_from(exponent).map_or_else(|_| base.powf(exponent as f64), |exponent| base.powi(exponent))
 }
 
-/// The discounted sum of each element over `rows`.
-fn sum(ring: &Ring, field: usize, env: usize, rows: std::ops::RangeInclusive<u64>, discount: f64, target: &mut [u8]) {
-    let dtype = ring.schema().fields()[field].dtype();
+/// The discounted sum of each element over the rows of each of `spans`.
+fn sum(ring: &Ring, field: usize, spans: &[Span], discount: f64, output: &mut [u8]) {
+    let (dtype, size) = (ring.schema().fields()[field].dtype(), ring.schema().fields()[field].row_bytes());
+    if dtype.name() == "float32" && spans.iter().all(|span| span.used == 1) {
+        return ring.read_each(field, spans.iter().map(|span| span.first), output);
+    }
     let width = if dtype.name() == "float64" { 8 } else { 4 };
-    for (at, target) in target.chunks_exact_mut(width).enumerate() {
-        let (mut total, mut factor) = (0.0, 1.0);
-        for t in rows.clone() {
-            let position = ring.position(env, t);
-            let row = ring.rows(field, env, position..position + 1);
-            total += factor * number(dtype, &row[at * dtype.itemsize()..][..dtype.itemsize()]);
+    let mut totals = vec![0.0; size / dtype.itemsize()];
+    for (span, targets) in spans.iter().zip(output.chunks_exact_mut(totals.len() * width)) {
+        totals.fill(0.0);
+        let mut factor = 1.0;
+        for t in span.t..span.t + span.used as u64 {
+            let row = ring.row(field, ring.slot(span.env, t));
+            for (total, element) in totals.iter_mut().zip(row.chunks_exact(dtype.itemsize())) {
+                *total += factor * number(dtype, element);
+            }
             factor *= discount;
         }
-        if width == 8 {
-            target.copy_from_slice(&total.to_ne_bytes());
-        } else {
-            target.copy_from_slice(&(total as f32).to_ne_bytes());
+        for (total, target) in totals.iter().zip(targets.chunks_exact_mut(width)) {
+            if width == 8 {
+                target.copy_from_slice(&total.to_ne_bytes());
+            } else {
+                target.copy_from_slice(&(*total as f32).to_ne_bytes());
+            }
         }
     }
 }

@@ -223,12 +223,22 @@ fn a_sampler_refuses_another_buffer() {
     add_plain(&mut other, 5);
     let mut dfs = DynamicFrequency::new(1.0, 1.0, 1.0, 1.0).unwrap();
     draw_dfs(&mut dfs, &one, Role::WorldModel, (1, 1), &mut seeded(0)).unwrap();
+    let mut alike = ring(20, 2);
+    add_plain(&mut alike, 10);
+    for ring in [&other, &alike] {
+        let error = draw_dfs(&mut dfs, ring, Role::WorldModel, (1, 1), &mut seeded(0)).unwrap_err();
+        assert!(error.to_string().contains("used with another buffer"), "{error}");
+    }
+    // What was taken over belongs to no buffer yet, and is refused by one that it does not fit.
+    let counters = dfs.export().clone();
+    dfs.import(counters).unwrap();
     let error = draw_dfs(&mut dfs, &other, Role::WorldModel, (1, 1), &mut seeded(0)).unwrap_err();
     assert!(error.to_string().contains("2 environments and 20 slots"), "{error}");
     let mut behind = ring(20, 2);
     add_plain(&mut behind, 9);
     let error = draw_dfs(&mut dfs, &behind, Role::WorldModel, (1, 1), &mut seeded(0)).unwrap_err();
     assert!(error.to_string().contains("another buffer"), "{error}");
+    draw_dfs(&mut dfs, &alike, Role::WorldModel, (1, 1), &mut seeded(0)).unwrap();
 }
 
 #[test]

@@ -35,14 +35,14 @@ impl Drop for Directory {
 
 /// Rows of 64 KiB, so that a chunk holds some dozens.
 fn large(capacity: usize, num_envs: usize) -> Ring {
-    let field = Field::new("obs", DType::from_name("uint8").unwrap(), vec![1 << 16]).unwrap();
+    let field = Field::new("obs", DType::from_name("uint8").unwrap(), vec![1 << 15]).unwrap();
     Ring::new(Schema::new(vec![field]).unwrap(), capacity, num_envs).unwrap()
 }
 
 fn add_large(ring: &mut Ring, rows: usize) {
     for _ in 0..rows {
         let obs: Vec<u8> =
-            (0..ring.num_envs()).flat_map(|env| vec![(ring.total() as usize + env) as u8; 1 << 16]).collect();
+            (0..ring.num_envs()).flat_map(|env| vec![(ring.total() as usize + env) as u8; 1 << 15]).collect();
         let ends = vec![0; ring.num_envs()];
         ring.add(1, None, &[Some(&obs), Some(&ends), Some(&ends), None]).unwrap();
     }
@@ -51,12 +51,12 @@ fn add_large(ring: &mut Ring, rows: usize) {
 fn first_bytes(ring: &Ring) -> Vec<u8> {
     let slots: Vec<usize> =
         (0..ring.num_envs()).flat_map(|env| ring.held(env).map(move |t| ring.slot(env, t))).collect();
-    let mut obs = vec![0; slots.len() << 16];
+    let mut obs = vec![0; slots.len() << 15];
     let mut flags = vec![vec![0; slots.len()]; 3];
     let mut outputs = vec![&mut obs[..]];
     outputs.extend(flags.iter_mut().map(|flag| &mut flag[..]));
     drama_core::gather(ring, &slots, 1, outputs).unwrap();
-    obs.chunks_exact(1 << 16).map(|row| row[row.len() / 2]).collect()
+    obs.chunks_exact(1 << 15).map(|row| row[row.len() / 2]).collect()
 }
 
 fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -222,9 +222,13 @@ fn manifests_with_a_right_checksum_and_wrong_numbers_are_refused() {
         ("rows_per_chunk", serde_json::json!(0)),
         ("chunks", serde_json::json!([])),
         ("chunks", serde_json::json!([{"generation": 1, "crc32": 1, "bytes": 1}])),
-        ("fields", serde_json::json!([{"name": "x", "dtype": "int64", "shape": [u64::MAX, u64::MAX]}])),
-        ("fields", serde_json::json!([{"name": "x", "dtype": "int64", "shape": [1_u64 << 40]}])),
-        ("fields", serde_json::json!([{"name": "x", "dtype": "object", "shape": []}])),
+        (
+            "fields",
+            serde_json::json!([{"name": "x", "dtype": "int64", "shape": [u64::MAX, u64::MAX], "compressed": false}]),
+        ),
+        ("fields", serde_json::json!([{"name": "x", "dtype": "int64", "shape": [1_u64 << 40], "compressed": false}])),
+        ("fields", serde_json::json!([{"name": "x", "dtype": "object", "shape": [], "compressed": false}])),
+        ("fields", serde_json::json!([{"name": "x", "dtype": "int64", "shape": []}])),
         ("finals", serde_json::json!({})),
         ("finals", serde_json::json!(1)),
         ("rng", serde_json::json!({})),
@@ -235,9 +239,9 @@ fn manifests_with_a_right_checksum_and_wrong_numbers_are_refused() {
         fs::write(&path, changed.to_string()).unwrap();
         assert!(matches!(load(&directory.0), Err(Error::Corrupt { .. })), "{key} {value}");
     }
-    fs::write(&path, text.replace("\"version\":1", "\"version\":2")).unwrap();
+    fs::write(&path, text.replace("\"version\":2", "\"version\":3")).unwrap();
     let newer = load(&directory.0).err().unwrap().to_string();
-    assert!(newer.contains("manifest.json: has version 2, this build reads up to version 1"), "{newer}");
+    assert!(newer.contains("manifest.json: has version 3, this build reads up to version 2"), "{newer}");
     fs::remove_file(&path).unwrap();
     assert!(matches!(load(&directory.0), Err(Error::Io { .. })));
 }

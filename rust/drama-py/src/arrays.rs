@@ -1,7 +1,7 @@
 //! NumPy arrays as bytes, and the checks on the way.
 
 use drama_core::{DType, Field};
-use numpy::{PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
+use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods, npyffi::flags::NPY_ARRAY_WRITEABLE};
 use pyo3::{
     exceptions::PyValueError,
     intern,
@@ -72,8 +72,11 @@ fn column<'py>(
     let Ok(array) = value.cast::<PyUntypedArray>() else {
         return refuse("type", value.get_type().name()?.to_string(), "a NumPy array".into());
     };
-    if !array.dtype().is_equiv_to(&PyArrayDescr::new(value.py(), field.dtype().name())?) {
-        return refuse("dtype", array.dtype().to_string(), field.dtype().name().into());
+    let dtype = array.dtype();
+    // Not by NumPy's own comparison, which needs a second object: of some types there are two alike.
+    let native = dtype.is_native_byteorder().unwrap_or(true);
+    if !native || dtype.kind() != kind(field.dtype()) || dtype.itemsize() != field.dtype().itemsize() {
+        return refuse("dtype", dtype.to_string(), field.dtype().name().into());
     }
     let shape = array.shape();
     let matches = shape.len() == leading.len() + field.shape().len()
@@ -91,6 +94,16 @@ fn column<'py>(
         *side = Some(*got);
     }
     Ok(array.clone())
+}
+
+/// NumPy's letter for the kind of number.
+fn kind(dtype: DType) -> u8 {
+    match dtype.name().as_bytes()[0] {
+        b'f' => b'f',
+        b'i' => b'i',
+        b'u' => b'u',
+        _ => b'b',
+    }
 }
 
 /// Number of bytes of a contiguous array.
@@ -131,7 +144,8 @@ impl<'py> Outputs<'py> {
                 return Ok(empty.call1((shape, field.dtype().name()))?.cast_into::<PyUntypedArray>()?);
             };
             let array = column(field, &given, &mut leading.iter().copied().map(Some).collect::<Vec<_>>())?;
-            if !given.getattr(intern!(py, "flags"))?.getattr(intern!(py, "writeable"))?.extract::<bool>()? {
+            // SAFETY: the array is alive.
+            if unsafe { (*array.as_array_ptr()).fields.flags } & NPY_ARRAY_WRITEABLE == 0 {
                 return Err(PyValueError::new_err(format!("field {:?}: the array is read-only", field.name())));
             }
             Ok(array)

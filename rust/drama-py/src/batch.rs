@@ -73,9 +73,10 @@ pub(crate) fn transition_outputs(fields: &[Field], steps: &Steps<'_>) -> PyResul
 }
 
 /// A field as Python declares it.
-pub(crate) fn declared((name, dtype, shape): (String, String, Vec<i64>)) -> PyResult<Field> {
+pub(crate) fn declared((name, dtype, shape, compressed): (String, String, Vec<i64>, bool)) -> PyResult<Field> {
     let shape = shape.into_iter().map(|side| size(&format!("field {name:?}: every side"), side));
     let shape = shape.collect::<PyResult<Vec<_>>>()?;
     let dtype = DType::from_name(&dtype).map_err(|error| PyValueError::new_err(format!("field {name:?}: {error}")))?;
-    Field::new(&name, dtype, shape).map_err(to_python)
+    let field = Field::new(&name, dtype, shape).map_err(to_python)?;
+    Ok(if compressed { field.compressed() } else { field })
 }

@@ -21,7 +21,7 @@ use crate::{
     arrays::{self, Outputs, bytes, columns, size},
     batch::{declared, position, sequence_outputs, stacks, transition_outputs},
     error::{lock, to_python},
-    sampling::{Sampler, Source},
+    sampling::Sampler,
 };
 
 /// Replay storage of per-environment streams. Safe to use from several threads.
@@ -81,7 +81,7 @@ impl Replay {
     fn new(
         py: Python<'_>,
         capacity: i64,
-        fields: Vec<(String, String, Vec<i64>)>,
+        fields: Vec<(String, String, Vec<i64>, bool)>,
         num_envs: i64,
         seed: u64,
         storage: Option<PathBuf>,
@@ -122,7 +122,7 @@ impl Replay {
         py: Python<'py>,
         batch_size: i64,
         length: i64,
-        sampler: Source,
+        sampler: &Bound<'py, PyAny>,
         within_episode: bool,
         stack: Option<BTreeMap<String, i64>>,
         out: Option<&Bound<'py, PyDict>>,
@@ -154,7 +154,7 @@ impl Replay {
         batch_size: i64,
         n_step: i64,
         discount: f64,
-        sampler: Source,
+        sampler: &Bound<'py, PyAny>,
         next_fields: Vec<String>,
         stack: Option<BTreeMap<String, i64>>,
         out: Option<&Bound<'py, PyDict>>,
@@ -257,9 +257,16 @@ impl Replay {
         self.nbytes
     }
 
-    /// Name, dtype and row shape of every field, built-in ones included.
+    fn stored_nbytes(&self, py: Python<'_>) -> usize {
+        py.detach(|| self.read().stored_nbytes())
+    }
+
+    /// Name, dtype, row shape and whether it is compressed of every field, built-in ones included.
     #[getter]
-    fn fields(&self) -> Vec<(&str, &str, Vec<usize>)> {
-        self.fields.iter().map(|field| (field.name(), field.dtype().name(), field.shape().to_vec())).collect()
+    fn fields(&self) -> Vec<(&str, &str, Vec<usize>, bool)> {
+        let fields = self.fields.iter();
+        fields
+            .map(|field| (field.name(), field.dtype().name(), field.shape().to_vec(), field.is_compressed()))
+            .collect()
     }
 }

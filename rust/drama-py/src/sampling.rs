@@ -2,20 +2,13 @@
 
 use drama_core::{ChaCha8Rng, Error, Role, Starts, draw_recent, draw_uniform};
 use numpy::PyArray1;
-use pyo3::{exceptions::PyValueError, prelude::*, types::PyDict};
+use pyo3::{
+    exceptions::PyValueError,
+    prelude::*,
+    types::{PyDict, PyString, PyTuple},
+};
 
 use crate::{dfs::DynamicFrequency, error::lock, prioritized::Prioritized};
-
-/// A sampler as Python names it.
-#[derive(FromPyObject)]
-pub(crate) enum Source {
-    /// "uniform", "distinct" (uniform without replacement) or "recent".
-    Name(String),
-    /// With its role, "world_model" or "imagination".
-    Frequency((Py<DynamicFrequency>, String)),
-    /// With replacement or not, and beta.
-    Prioritized((Py<Prioritized>, bool, f64)),
-}
 
 /// A sampler to draw with.
 pub(crate) enum Sampler {
@@ -32,21 +25,29 @@ pub(crate) struct Drawn {
 }
 
 impl Sampler {
-    pub(crate) fn new(source: Source) -> PyResult<Self> {
+    /// The sampler as Python names it: "uniform", "distinct" (uniform without replacement) or "recent"; a
+    /// `DynamicFrequency` with its role, "world_model" or "imagination"; a `Prioritized` with whether a start can come
+    /// twice, and beta.
+    pub(crate) fn new(source: &Bound<'_, PyAny>) -> PyResult<Self> {
         let refuse = |what, got, known| Err(PyValueError::new_err(format!("{what} must be {known}, got {got:?}")));
-        match source {
-            Source::Name(name) => match name.as_str() {
+        // By hand: to try one type after the other costs more than a small draw.
+        if let Ok(name) = source.cast::<PyString>() {
+            return match name.to_str()? {
                 "uniform" => Ok(Self::Uniform { replacement: true }),
                 "distinct" => Ok(Self::Uniform { replacement: false }),
                 "recent" => Ok(Self::Recent),
-                _ => refuse("sampler", name, "\"uniform\", \"distinct\" or \"recent\""),
-            },
-            Source::Frequency((sampler, role)) => match role.as_str() {
-                "world_model" => Ok(Self::Frequency(sampler, Role::WorldModel)),
-                "imagination" => Ok(Self::Frequency(sampler, Role::Imagination)),
-                _ => refuse("role", role, "\"world_model\" or \"imagination\""),
-            },
-            Source::Prioritized((sampler, replacement, beta)) => Ok(Self::Prioritized { sampler, replacement, beta }),
+                name => refuse("sampler", name, "\"uniform\", \"distinct\" or \"recent\""),
+            };
+        }
+        if source.cast::<PyTuple>().is_ok_and(|tuple| tuple.len() == 3) {
+            let (sampler, replacement, beta) = source.extract()?;
+            return Ok(Self::Prioritized { sampler, replacement, beta });
+        }
+        let (sampler, role): (_, String) = source.extract()?;
+        match role.as_str() {
+            "world_model" => Ok(Self::Frequency(sampler, Role::WorldModel)),
+            "imagination" => Ok(Self::Frequency(sampler, Role::Imagination)),
+            _ => refuse("role", &role, "\"world_model\" or \"imagination\""),
         }
     }
 

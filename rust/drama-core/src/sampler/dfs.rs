@@ -7,6 +7,7 @@ use super::{
     tree::Weight,
 };
 use crate::{
+    column::table,
     error::{Error, Result},
     ring::Ring,
     starts::Starts,
@@ -34,13 +35,15 @@ pub struct Counters {
     pub num_envs: usize,
 }
 
-/// A sampler with its counters; bound to the geometry of the first ring it is used with.
+/// A sampler with its counters; bound to the first ring it is used with.
 pub struct DynamicFrequency {
     temperature: f64,
     ratio: f64,
     alpha: f64,
     beta: f64,
     counters: Counters,
+    /// The ring that it is used with.
+    bound: Option<u64>,
     world_model: Option<StartTree>,
     imagination: Option<StartTree>,
 }
@@ -57,7 +60,7 @@ impl DynamicFrequency {
             }
         }
         let counters = Counters::default();
-        Ok(Self { temperature, ratio, alpha, beta, counters, world_model: None, imagination: None })
+        Ok(Self { temperature, ratio, alpha, beta, counters, bound: None, world_model: None, imagination: None })
     }
 
     /// The counters, brought up to date with `ring`.
@@ -88,6 +91,7 @@ impl DynamicFrequency {
             ));
         }
         self.counters = counters;
+        self.bound = None;
         self.world_model = None;
         self.imagination = None;
         Ok(())
@@ -155,14 +159,19 @@ impl DynamicFrequency {
     fn follow(&mut self, ring: &Ring) -> Result<()> {
         let Counters { n, b, seen, num_envs } = &mut self.counters;
         if n.is_empty() {
-            let zero = vec![0; ring.slots()];
-            self.counters =
-                Counters { n: zero.clone(), b: zero, seen: ring.totals().to_vec(), num_envs: ring.num_envs() };
+            let zero = table(0, ring.slots());
+            self.counters = Counters {
+                n: zero,
+                b: table(0, ring.slots()),
+                seen: ring.totals().to_vec(),
+                num_envs: ring.num_envs(),
+            };
+            self.bound = Some(ring.id());
             return Ok(());
         }
         let slots = n.len();
         debug_assert_eq!(seen.len(), *num_envs);
-        follow(ring, slots, seen, |slot| {
+        follow(ring, &mut self.bound, slots, seen, |slot| {
             n[slot] = 0;
             b[slot] = 0;
         })

@@ -12,10 +12,22 @@ use crate::{
 };
 
 /// Candidates drawn before the tree is told which leaves are gone.
-const BLOCK: usize = 16;
+const BLOCK: usize = 32;
 
-/// Calls `renew` for each slot written since `seen`, the rows that each environment had been given by then.
-pub(super) fn follow(ring: &Ring, slots: usize, seen: &mut [u64], mut renew: impl FnMut(usize)) -> Result<()> {
+/// Calls `renew` for each slot written since `seen`, the rows that each environment had been given by then. `bound` is
+/// the ring that the sampler was used with.
+pub(super) fn follow(
+    ring: &Ring,
+    bound: &mut Option<u64>,
+    slots: usize,
+    seen: &mut [u64],
+    mut renew: impl FnMut(usize),
+) -> Result<()> {
+    if bound.is_some_and(|id| id != ring.id()) {
+        return Error::value(
+            "the sampler was used with another buffer: take a new one and, to go on from there, load its state_dict",
+        );
+    }
     if slots != ring.slots() || seen.len() != ring.num_envs() {
         return Err(Error::Value(format!(
             "the sampler belongs to a buffer of {} environments and {slots} slots, got one of {} and {}",
@@ -38,6 +50,7 @@ pub(super) fn follow(ring: &Ring, slots: usize, seen: &mut [u64], mut renew: imp
         }
         *seen = held.end;
     }
+    *bound = Some(ring.id());
     Ok(())
 }
 
@@ -89,19 +102,7 @@ impl StartTree {
     /// Draws `count` starts, each with its share of the weight. The caller restores what `Drawn` names.
     pub(super) fn draw(&mut self, starts: &Starts<'_>, count: usize, rng: &mut impl Rng) -> Drawn {
         let mut drawn = Drawn { starts: Vec::with_capacity(count), refused: Vec::new() };
-        while drawn.starts.len() < count {
-            let (mut points, mut leaves) = ([0.0; BLOCK], [0; BLOCK]);
-            let block = BLOCK.min(count - drawn.starts.len());
-            points[..block].fill_with(|| rng.random());
-            if self.tree.find(&mut points[..block], &mut leaves[..block]).is_none() {
-                break;
-            }
-            let refused = drawn.refused.len();
-            for &leaf in &leaves[..block] {
-                if starts.accepts(leaf) { &mut drawn.starts } else { &mut drawn.refused }.push(leaf);
-            }
-            self.clear(&drawn.refused[refused..]);
-        }
+        while drawn.starts.len() < count && self.draw_block(starts, count, &mut drawn, rng, |_| true).is_some() {}
         drawn
     }
 
@@ -114,27 +115,42 @@ impl StartTree {
         let mut seen = vec![usize::MAX; (2 * count).next_power_of_two()];
         let mut cleared = 0;
         while drawn.starts.len() < count {
-            let (mut points, mut leaves) = ([0.0; BLOCK], [0; BLOCK]);
-            let block = BLOCK.min(count - drawn.starts.len());
-            points[..block].fill_with(|| rng.random());
-            if self.tree.find(&mut points[..block], &mut leaves[..block]).is_none() {
+            let before = drawn.starts.len();
+            let Some(block) = self.draw_block(starts, count, &mut drawn, rng, |leaf| insert(&mut seen, leaf)) else {
                 break;
-            }
-            let (before, refused) = (drawn.starts.len(), drawn.refused.len());
-            for &leaf in &leaves[..block] {
-                if !starts.accepts(leaf) {
-                    drawn.refused.push(leaf);
-                } else if insert(&mut seen, leaf) {
-                    drawn.starts.push(leaf);
-                }
-            }
-            self.clear(&drawn.refused[refused..]);
+            };
             if 2 * (drawn.starts.len() - before) <= block && drawn.starts.len() < count {
                 self.clear(&drawn.starts[cleared..]);
                 cleared = drawn.starts.len();
             }
         }
         drawn
+    }
+
+    /// Draws rows, `BLOCK` at most and no more than are lacking, and tells how many; `None` where no weight is left.
+    /// Those that are starts and `wanted` are added to `drawn`; rows that are no starts are cleared.
+    fn draw_block(
+        &mut self,
+        starts: &Starts<'_>,
+        count: usize,
+        drawn: &mut Drawn,
+        rng: &mut impl Rng,
+        mut wanted: impl FnMut(usize) -> bool,
+    ) -> Option<usize> {
+        let (mut points, mut leaves) = ([0.0; BLOCK], [0; BLOCK]);
+        let block = BLOCK.min(count - drawn.starts.len());
+        points[..block].fill_with(|| rng.random());
+        self.tree.find(&mut points[..block], &mut leaves[..block])?;
+        let refused = drawn.refused.len();
+        for &leaf in &leaves[..block] {
+            if !starts.accepts(leaf) {
+                drawn.refused.push(leaf);
+            } else if wanted(leaf) {
+                drawn.starts.push(leaf);
+            }
+        }
+        self.clear(&drawn.refused[refused..]);
+        Some(block)
     }
 
     fn clear(&mut self, slots: &[usize]) {

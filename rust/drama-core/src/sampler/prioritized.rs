@@ -7,6 +7,7 @@ use super::{
     tree::Weight,
 };
 use crate::{
+    column::table,
     error::{Error, Result},
     ring::Ring,
     starts::Starts,
@@ -23,10 +24,12 @@ pub struct Priorities {
     pub seen: Vec<u64>,
 }
 
-/// A sampler whose weights are `priority^alpha`; bound to the geometry of the first ring it is used with.
+/// A sampler whose weights are `priority^alpha`; bound to the first ring it is used with.
 pub struct Prioritized {
     alpha: f64,
     priorities: Priorities,
+    /// The ring that it is used with.
+    bound: Option<u64>,
     tree: Option<StartTree>,
     /// Slots whose priority is not in the tree yet.
     changed: Vec<usize>,
@@ -37,7 +40,7 @@ impl Prioritized {
     pub fn new(alpha: f64) -> Result<Self> {
         check_exponent("alpha", alpha)?;
         let priorities = Priorities { values: Vec::new(), largest: 1.0, seen: Vec::new() };
-        Ok(Self { alpha, priorities, tree: None, changed: Vec::new() })
+        Ok(Self { alpha, priorities, bound: None, tree: None, changed: Vec::new() })
     }
 
     /// The priorities, brought up to date with `ring`.
@@ -66,6 +69,7 @@ impl Prioritized {
             return Error::value(format!("largest must be finite and not negative, got {largest}"));
         }
         self.priorities = priorities;
+        self.bound = None;
         self.tree = None;
         self.changed.clear();
         Ok(())
@@ -153,12 +157,13 @@ impl Prioritized {
     fn follow(&mut self, ring: &Ring) -> Result<()> {
         let Priorities { values, largest, seen } = &mut self.priorities;
         if values.is_empty() {
-            *values = vec![*largest; ring.slots()];
+            *values = table(*largest, ring.slots());
             *seen = ring.totals().to_vec();
+            self.bound = Some(ring.id());
             return Ok(());
         }
         let slots = values.len();
-        follow(ring, slots, seen, |slot| values[slot] = *largest)
+        follow(ring, &mut self.bound, slots, seen, |slot| values[slot] = *largest)
     }
 }
 

@@ -1,5 +1,7 @@
 //! A sum tree whose weights may differ by any power of two.
 
+use crate::column::{prefetch, table};
+
 /// Children of one node: one cache line of nodes.
 const FANOUT: usize = 8;
 /// The largest point that `find` takes.
@@ -21,28 +23,45 @@ impl Weight {
     pub(super) fn exp(x: f64) -> Self {
         let log2 = (x * std::f64::consts::LOG2_E).clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT);
         let exponent = log2.floor();
-        Self { mantissa: (log2 - exponent).exp2() as f32, exponent: exponent as i32 }
+        Self { mantissa: ((log2 - exponent) as f32).exp2(), exponent: exponent as i32 }
     }
 }
 
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Group([Weight; FANOUT]);
+/// The weights of the children of one node, laid out for vector instructions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(64))]
+struct Group {
+    mantissas: [f32; FANOUT],
+    exponents: [i32; FANOUT],
+}
 
+// The methods are compiled into both versions of the loops over them, which is why they must be inlined.
+#[allow(clippy::inline_always)]
 impl Group {
-    const ZERO: Group = Group([Weight::ZERO; FANOUT]);
+    const ZERO: Group =
+        Group { mantissas: [Weight::ZERO.mantissa; FANOUT], exponents: [Weight::ZERO.exponent; FANOUT] };
+
+    #[inline(always)]
+    fn put(&mut self, child: usize, weight: Weight) {
+        self.mantissas[child] = weight.mantissa;
+        self.exponents[child] = weight.exponent;
+    }
 
     /// The largest exponent, and the children as plain numbers relative to it. Children 2^1023 times smaller than
     /// the largest count as zero: they could not be drawn anyway.
+    #[inline(always)]
     fn scaled(&self) -> (i32, [f64; FANOUT]) {
-        let top = self.0.iter().map(|weight| weight.exponent).fold(i32::MIN, i32::max);
-        let scaled = self.0.map(|weight| {
-            let power = (1023 + weight.exponent - top).max(0);
-            f64::from(weight.mantissa) * f64::from_bits((power as u64) << 52)
-        });
+        let top = self.exponents.iter().copied().fold(i32::MIN, i32::max);
+        let powers = self.exponents.map(|exponent| (1023 + exponent - top).max(0));
+        let powers = powers.map(|power| f64::from_bits((power as u64) << 52));
+        let mut scaled = self.mantissas.map(f64::from);
+        for (scaled, power) in scaled.iter_mut().zip(powers) {
+            *scaled *= power;
+        }
         (top, scaled)
     }
 
+    #[inline(always)]
     fn sum(&self) -> Weight {
         let (top, mut sums) = self.scaled();
         for width in [4, 2, 1] {
@@ -60,6 +79,7 @@ impl Group {
     }
 
     /// The child under `point` in [0, 1), and where in [0, 1) of that child the point is.
+    #[inline(always)]
     fn child_at(&self, point: f64) -> Option<(usize, f64)> {
         let (_, mut sums) = self.scaled();
         // One after the other: a child without weight adds exactly nothing.
@@ -72,7 +92,7 @@ impl Group {
         }
         // The first child whose running sum exceeds the target, and so has a weight; the target is below the total.
         let target = point * total;
-        let child = sums.iter().filter(|&&sum| sum <= target).count();
+        let child = sums.iter().map(|&sum| usize::from(sum <= target)).sum::<usize>();
         let before = if child == 0 { 0.0 } else { sums[child - 1] };
         Some((child, ((target - before) / (sums[child] - before)).clamp(0.0, BELOW_ONE)))
     }
@@ -84,8 +104,9 @@ pub(super) struct SumTree {
     len: usize,
     /// Leaves first, the root group last.
     levels: Vec<Vec<Group>>,
-    /// Scratch of `set`: the nodes to compute anew.
+    /// Scratch of `set`: the nodes to compute anew, and a bit for each of them.
     dirty: Vec<usize>,
+    marks: Vec<u64>,
 }
 
 impl SumTree {
@@ -94,22 +115,24 @@ impl SumTree {
         let mut nodes = len;
         loop {
             nodes = nodes.div_ceil(FANOUT);
-            levels.push(vec![Group::ZERO; nodes]);
+            levels.push(table(Group::ZERO, nodes));
             if nodes <= 1 {
                 break;
             }
         }
-        Self { len, levels, dirty: Vec::new() }
+        let marks = vec![0; levels[0].len().div_ceil(64)];
+        Self { len, levels, dirty: Vec::new(), marks }
     }
 
     /// Sets every leaf.
     pub(super) fn fill(&mut self, weight: impl Fn(usize) -> Weight) {
         for leaf in 0..self.len {
-            self.levels[0][leaf / FANOUT].0[leaf % FANOUT] = weight(leaf);
+            self.levels[0][leaf / FANOUT].put(leaf % FANOUT, weight(leaf));
         }
         for level in 1..self.levels.len() {
-            for node in 0..self.levels[level - 1].len() {
-                self.refresh(level, node);
+            let (below, above) = self.levels.split_at_mut(level);
+            for (node, group) in below[level - 1].iter().enumerate() {
+                above[0][node / FANOUT].put(node % FANOUT, group.sum());
             }
         }
     }
@@ -119,42 +142,94 @@ impl SumTree {
         let mut dirty = std::mem::take(&mut self.dirty);
         for (leaf, weight) in leaves {
             let group = leaf / FANOUT;
-            self.levels[0][group].0[leaf % FANOUT] = weight;
-            if dirty.last() != Some(&group) {
+            self.levels[0][group].put(leaf % FANOUT, weight);
+            if mark(&mut self.marks, group) {
                 dirty.push(group);
             }
         }
-        dirty.sort_unstable();
-        for level in 1..self.levels.len() {
-            dirty.dedup();
-            for node in &mut dirty {
-                self.refresh(level, *node);
-                *node /= FANOUT;
-            }
-        }
+        self.propagate(&mut dirty);
         dirty.clear();
         self.dirty = dirty;
     }
 
-    fn refresh(&mut self, level: usize, node: usize) {
-        let sum = self.levels[level - 1][node].sum();
-        self.levels[level][node / FANOUT].0[node % FANOUT] = sum;
+    /// Computes anew what is above the marked groups of leaves `dirty`.
+    fn propagate(&mut self, dirty: &mut Vec<usize>) {
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has what the function is compiled for.
+            return unsafe { self.propagate_avx2(dirty) };
+        }
+        self.propagate_any(dirty);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn propagate_avx2(&mut self, dirty: &mut Vec<usize>) {
+        self.propagate_any(dirty);
+    }
+
+    #[inline(always)]
+    #[allow(clippy::inline_always)] // Compiled into each version.
+    fn propagate_any(&mut self, dirty: &mut Vec<usize>) {
+        for level in 1..self.levels.len() {
+            for node in &*dirty {
+                self.marks[node / 64] = 0;
+            }
+            let (below, above) = self.levels.split_at_mut(level);
+            let (below, above) = (&below[level - 1], &mut above[0]);
+            dirty.retain_mut(|node| {
+                above[*node / FANOUT].put(*node % FANOUT, below[*node].sum());
+                *node /= FANOUT;
+                mark(&mut self.marks, *node)
+            });
+        }
+        for node in &*dirty {
+            self.marks[node / 64] = 0;
+        }
     }
 
     /// Puts into each of `leaves` the leaf under the point in [0, 1) beside it, each leaf's share of which is its
     /// share of the weight; `None` where all weights are zero. A leaf of weight zero is never returned.
     pub(super) fn find(&self, points: &mut [f64], leaves: &mut [usize]) -> Option<()> {
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has what the function is compiled for.
+            return unsafe { self.find_avx2(points, leaves) };
+        }
+        self.find_any(points, leaves)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn find_avx2(&self, points: &mut [f64], leaves: &mut [usize]) -> Option<()> {
+        self.find_any(points, leaves)
+    }
+
+    #[inline(always)]
+    #[allow(clippy::inline_always)] // Compiled into each version.
+    fn find_any(&self, points: &mut [f64], leaves: &mut [usize]) -> Option<()> {
         leaves.fill(0);
         // Level by level, so that the reads of all points are under way together.
-        for level in self.levels.iter().rev() {
+        for (depth, level) in self.levels.iter().enumerate().rev() {
             for (point, node) in points.iter_mut().zip(leaves.iter_mut()) {
                 let (child, inside) = level[*node].child_at(*point)?;
                 *point = inside;
                 *node = *node * FANOUT + child;
+                if depth > 0 {
+                    prefetch(&self.levels[depth - 1], *node);
+                }
             }
         }
         Some(())
     }
+}
+
+/// Sets a bit; `false` where it was set.
+fn mark(marks: &mut [u64], at: usize) -> bool {
+    let (word, bit) = (&mut marks[at / 64], 1 << (at % 64));
+    let new = *word & bit == 0;
+    *word |= bit;
+    new
 }
 
 #[cfg(test)]
@@ -221,9 +296,8 @@ mod tests {
                 exponents[leaf] = x;
             }
             let built = tree(&exponents);
-            for (one, other) in changed.levels.iter().flatten().zip(built.levels.iter().flatten()) {
-                prop_assert_eq!(one.0, other.0);
-            }
+            prop_assert_eq!(&changed.levels, &built.levels);
+            prop_assert!(changed.marks.iter().all(|&word| word == 0));
         }
     }
 

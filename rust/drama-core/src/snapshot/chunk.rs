@@ -1,18 +1,21 @@
 //! One chunk file: some rows of every environment, all fields.
 
-use std::{io::Read, ops::Range, path::Path};
+use std::{borrow::Cow, io::Read, ops::Range, path::Path};
 
 use super::{at, corrupt, manifest::ChunkEntry, open, write_file};
 use crate::{error::Result, ring::Ring};
 
 const MAGIC: &[u8; 8] = b"DRAMACHK";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Magic, version, crc32 of all that follows it, chunk index, rows.
 const HEADER: usize = 8 + 4 + 4 + 8 + 8;
+const DAMAGED: &str = "is corrupted: the rows do not fit in";
 /// Where the part under the crc32 begins.
 const CHECKED: usize = 16;
-/// Size that a chunk is meant to have.
-const TARGET_BYTES: usize = 4 << 20;
+/// Size of the length of a compressed row.
+const LENGTH: usize = size_of::<u32>();
+/// Size that a chunk is meant to have before compression.
+const TARGET_BYTES: usize = 2 << 20;
 
 pub(super) fn name(index: usize, generation: u64) -> String {
     format!("chunk-{index:06}-{generation:08}.bin")
@@ -46,8 +49,15 @@ fn row_count(ring: &Ring, index: usize) -> usize {
     (0..ring.num_envs()).map(|env| positions(ring, index, env).len()).sum()
 }
 
-fn file_bytes(ring: &Ring, rows: usize) -> u64 {
-    (HEADER + rows * ring.schema().row_bytes()) as u64
+/// The least and the most bytes that a chunk of `rows` rows can have: a compressed row comes with its length and has
+/// at least a byte.
+fn file_bytes(ring: &Ring, rows: usize) -> Range<u64> {
+    let fields = ring.schema().fields().iter();
+    let (least, most) = fields.fold((HEADER, HEADER), |(least, most), field| match field.is_compressed() {
+        true => (least + rows * (LENGTH + 1), most + rows * (LENGTH + field.row_bytes())),
+        false => (least + rows * field.row_bytes(), most + rows * field.row_bytes()),
+    });
+    least as u64..most as u64 + 1
 }
 
 /// Field, environment and places of each part of chunk `index`.
@@ -64,16 +74,39 @@ pub(super) fn write(ring: &Ring, index: usize, generation: u64, directory: &Path
     header[8..12].copy_from_slice(&VERSION.to_le_bytes());
     header[16..24].copy_from_slice(&(index as u64).to_le_bytes());
     header[24..].copy_from_slice(&(rows as u64).to_le_bytes());
+    let body: Vec<_> = parts.into_iter().map(|(field, env, positions)| part(ring, field, env, positions)).collect();
     let mut crc = crc32fast::Hasher::new();
     crc.update(&header[CHECKED..]);
-    for (field, env, positions) in &parts {
-        crc.update(ring.rows(*field, *env, positions.clone()));
-    }
+    body.iter().for_each(|part| crc.update(part));
     let crc32 = crc.finalize();
     header[12..16].copy_from_slice(&crc32.to_le_bytes());
-    let body = parts.into_iter().map(|(field, env, positions)| ring.rows(field, env, positions));
-    write_file(directory, &name(index, generation), std::iter::once(&header[..]).chain(body))?;
-    Ok(ChunkEntry { generation, crc32, bytes: file_bytes(ring, rows) })
+    let bytes = (HEADER + body.iter().map(|part| part.len()).sum::<usize>()) as u64;
+    write_file(
+        directory,
+        &name(index, generation),
+        std::iter::once(&header[..]).chain(body.iter().map(|part| &**part)),
+    )?;
+    Ok(ChunkEntry { generation, crc32, bytes })
+}
+
+/// Rows of one field and environment as they are written: one after the other, compressed ones after their lengths.
+fn part(ring: &Ring, field: usize, env: usize, positions: Range<usize>) -> Cow<'_, [u8]> {
+    let slots = slots(ring, env, positions);
+    let Some(packed) = ring.packed(field) else {
+        let size = ring.schema().fields()[field].row_bytes();
+        return Cow::Borrowed(&ring.plain(field)[slots.start * size..slots.end * size]);
+    };
+    let mut bytes = Vec::new();
+    for row in slots.map(|slot| packed.get(slot)) {
+        bytes.extend((row.len() as u32).to_le_bytes());
+        bytes.extend(row);
+    }
+    Cow::Owned(bytes)
+}
+
+fn slots(ring: &Ring, env: usize, positions: Range<usize>) -> Range<usize> {
+    let base = env * ring.rows_per_env();
+    base + positions.start..base + positions.end
 }
 
 pub(super) fn read(ring: &mut Ring, index: usize, entry: &ChunkEntry, directory: &Path) -> Result<()> {
@@ -81,8 +114,8 @@ pub(super) fn read(ring: &mut Ring, index: usize, entry: &ChunkEntry, directory:
     let rows = row_count(ring, index);
     let expected = file_bytes(ring, rows);
     let (mut file, found) = open(&path)?;
-    if found != expected || entry.bytes != expected {
-        return corrupt(&path, format!("has {found} bytes, expected {expected}"));
+    if found != entry.bytes || !expected.contains(&found) {
+        return corrupt(&path, format!("has {found} bytes, expected {}", entry.bytes));
     }
     let mut header = [0; HEADER];
     at(&path, file.read_exact(&mut header))?;
@@ -98,16 +131,46 @@ pub(super) fn read(ring: &mut Ring, index: usize, entry: &ChunkEntry, directory:
     }
     let mut crc = crc32fast::Hasher::new();
     crc.update(&header[CHECKED..]);
+    let mut left = found as usize - HEADER;
     for (field, env, positions) in parts(ring, index) {
-        let rows = ring.rows_mut(field, env, positions);
-        at(&path, file.read_exact(rows))?;
-        crc.update(rows);
+        let slots = slots(ring, env, positions);
+        let size = ring.schema().fields()[field].row_bytes();
+        let Some(packed) = ring.packed_mut(field) else {
+            let rows = &mut ring.plain_mut(field)[slots.start * size..slots.end * size];
+            if rows.len() > left {
+                return corrupt(&path, DAMAGED);
+            }
+            at(&path, file.read_exact(rows))?;
+            crc.update(rows);
+            left -= rows.len();
+            continue;
+        };
+        for slot in slots {
+            let mut length = [0; LENGTH];
+            if left < LENGTH {
+                return corrupt(&path, DAMAGED);
+            }
+            at(&path, file.read_exact(&mut length))?;
+            crc.update(&length);
+            left -= LENGTH;
+            let length = u32::from_le_bytes(length) as usize;
+            if length > size.min(left) {
+                return corrupt(&path, DAMAGED);
+            }
+            let mut row = vec![0; length];
+            at(&path, file.read_exact(&mut row))?;
+            crc.update(&row);
+            left -= length;
+            if !packed.restore(slot, row.into()) {
+                return corrupt(&path, DAMAGED);
+            }
+        }
     }
     let actual = crc.finalize();
     if actual != crc32 || actual != entry.crc32 {
         return corrupt(&path, "is corrupted: the checksum does not match");
     }
-    Ok(())
+    if left > 0 { corrupt(&path, DAMAGED) } else { Ok(()) }
 }
 
 /// Whether the file has the size and the checksum of `entry`: another buffer may have saved to the directory since.

@@ -14,7 +14,7 @@ use crate::{
 
 pub(super) const NAME: &str = "manifest.json";
 const FORMAT: &str = "drama-replay";
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 /// Far above what any buffer gives, far below what would hurt.
 const SIZE_LIMIT: u64 = 256 << 20;
 /// More rows than can ever be added; keeps row counters clear of overflow.
@@ -62,7 +62,14 @@ impl Manifest {
             .schema
             .fields()
             .iter()
-            .map(|field| json!({"name": field.name(), "dtype": field.dtype().name(), "shape": field.shape()}))
+            .map(|field| {
+                json!({
+                    "name": field.name(),
+                    "dtype": field.dtype().name(),
+                    "shape": field.shape(),
+                    "compressed": field.is_compressed(),
+                })
+            })
             .collect();
         let entry =
             |file: &ChunkEntry| json!({"generation": file.generation, "crc32": file.crc32, "bytes": file.bytes});
@@ -124,7 +131,9 @@ impl Manifest {
             // The built-in field that no caller may declare.
             if name != "is_first" {
                 let dtype = DType::from_name(field["dtype"].as_str()?);
-                fields.push(dtype.and_then(|dtype| Field::new(name, dtype, shape)));
+                let declared = dtype.and_then(|dtype| Field::new(name, dtype, shape));
+                let compressed = field["compressed"].as_bool()?;
+                fields.push(declared.map(|field| if compressed { field.compressed() } else { field }));
             }
         }
         let schema = match fields.into_iter().collect::<Result<Vec<_>>>().and_then(Schema::new) {

@@ -11,6 +11,11 @@ mod manifest;
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
 };
 
 use rand_chacha::ChaCha8Rng;
@@ -23,6 +28,9 @@ use crate::{
     error::{Error, Result},
     ring::Ring,
 };
+
+/// Threads that write chunks, which wait for the disk most of the time.
+const WRITERS: usize = 4;
 
 /// Where the last save or load left each chunk.
 pub struct Saved {
@@ -77,16 +85,15 @@ pub fn save(ring: &Ring, rng: &ChaCha8Rng, saved: Option<&Saved>, directory: &Pa
     at(directory, fs::create_dir_all(directory))?;
     let directory = at(directory, directory.canonicalize())?;
     let generation = next_generation(&directory)?;
-    let mut chunks = Vec::with_capacity(chunk_count(ring));
-    for index in 0..chunk_count(ring) {
+    let chunk = |index| {
         let reusable =
             saved.filter(|saved| !changed(ring, &saved.totals, index)).and_then(|saved| saved.reusable(index));
-        let kept = reusable.and_then(|(path, entry)| keep(&path, entry, &directory, index, generation));
-        chunks.push(match kept {
-            Some(entry) => entry,
-            None => chunk::write(ring, index, generation, &directory)?,
-        });
-    }
+        match reusable.and_then(|(path, entry)| keep(&path, entry, &directory, index, generation)) {
+            Some(entry) => Ok(entry),
+            None => chunk::write(ring, index, generation, &directory),
+        }
+    };
+    let chunks = in_turn(chunk_count(ring), chunk)?;
     let kept = saved.filter(|saved| saved.directory == directory).and_then(|saved| saved.finals);
     let finals = finals::write(ring, kept, generation, &directory)?;
     sync_directory(&directory)?;
@@ -95,6 +102,34 @@ pub fn save(ring: &Ring, rng: &ChaCha8Rng, saved: Option<&Saved>, directory: &Pa
     sync_directory(&directory)?;
     remove_others(&directory, &chunks, finals);
     Ok(Saved { directory, totals: ring.totals().to_vec(), chunks, finals })
+}
+
+/// Calls `make` for each index below `count`, by several threads: while one waits for the disk, others compute.
+fn in_turn<T: Send>(count: usize, make: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
+    let (next, made) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(count)));
+    let work = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                return;
+            }
+            let result = make(index);
+            if result.is_err() {
+                next.store(count, Ordering::Relaxed);
+            }
+            made.lock().unwrap_or_else(PoisonError::into_inner).push((index, result));
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..WRITERS.min(count) {
+            // Where no thread can be had, those that there are do its part.
+            let _ = thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
+    let mut made = made.into_inner().unwrap_or_else(PoisonError::into_inner);
+    made.sort_unstable_by_key(|(index, _)| *index);
+    made.into_iter().map(|(_, result)| result).collect()
 }
 
 impl Saved {
