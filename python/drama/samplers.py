@@ -13,6 +13,9 @@ from drama import _native
 if TYPE_CHECKING:
     from drama.replay import ReplayBuffer
 
+_INT64 = np.dtype(np.int64)
+_FLOAT64 = np.dtype(np.float64)
+
 Array: TypeAlias = npt.NDArray[Any]
 Batch: TypeAlias = dict[str, Array]
 """Arrays by field name, `indices` int64 `[B]` (slots of the starts) and `weights` float32 `[B]`."""
@@ -123,10 +126,10 @@ class Prioritized(NativeSampler):
         slots = np.asarray(indices)
         if slots.ndim != 1 or (slots.size and slots.dtype.kind not in "iu"):
             raise ValueError(f"indices: got dtype {slots.dtype} and shape {slots.shape}, expected integers [B]")
-        values = np.asarray(priorities, dtype=np.float64)
+        values = np.asarray(priorities, dtype=_FLOAT64)
         if values.ndim != 1:
             raise ValueError(f"priorities: got shape {values.shape}, expected [B]")
-        self.native.update(slots.astype(np.int64, copy=False), values)
+        self.native.update(slots if slots.dtype == _INT64 else slots.astype(np.int64), values)
 
     def priorities(self, buffer: ReplayBuffer) -> npt.NDArray[np.float64]:
         """Return a copy of the priorities, float64 `[slots]`, indexed as a batch's `indices` are."""

@@ -7,14 +7,10 @@ use std::{
     ptr::NonNull,
 };
 
-use crate::error::{Error, Result};
-
-/// Size from which large pages are asked for, as NumPy does.
-#[cfg(target_os = "linux")]
-const HUGE_FROM: usize = 4 << 20;
-/// Advice is given for whole pages; of the common sizes, the largest.
-#[cfg(target_os = "linux")]
-const PAGE: usize = 64 << 10;
+use crate::{
+    error::{Error, Result},
+    memory::prefer_huge_pages,
+};
 
 /// Zeroed bytes whose pages cost memory only once they are written.
 pub(crate) struct Column {
@@ -72,43 +68,6 @@ impl Column {
     fn mapped(_: &str, _: Layout, _: &Path) -> Result<Self> {
         Error::value("storage in files needs Linux or macOS")
     }
-}
-
-/// Asks for large pages behind memory just allocated: rows drawn here and there cost few page walks then.
-fn prefer_huge_pages<T>(start: *const T, bytes: usize) {
-    #[cfg(target_os = "linux")]
-    if bytes >= HUGE_FROM {
-        use rustix::mm::{Advice, madvise};
-        let lost = start.addr().next_multiple_of(PAGE) - start.addr();
-        // SAFETY: whole pages inside an allocation of the caller's; the advice changes no content. It can be refused,
-        // which does no harm.
-        let _ = unsafe {
-            madvise(start.cast_mut().byte_add(lost).cast(), (bytes - lost) / PAGE * PAGE, Advice::LinuxHugepage)
-        };
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = (start, bytes);
-}
-
-/// `len` times `value`, for tables that are read here and there.
-pub(crate) fn table<T: Clone>(value: T, len: usize) -> Vec<T> {
-    let mut table = Vec::with_capacity(len);
-    prefer_huge_pages(table.as_ptr(), len * size_of::<T>());
-    table.resize(len, value);
-    table
-}
-
-/// Starts to read `table[at]`, which will be needed soon. Nothing happens where it does not exist.
-#[inline]
-pub(crate) fn prefetch<T>(table: &[T], at: usize) {
-    #[cfg(target_arch = "x86_64")]
-    if let Some(value) = table.get(at) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a hint about memory that is there; every x86-64 processor knows it.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (table, at);
 }
 
 /// A new file in `directory`, which is created, under no name.

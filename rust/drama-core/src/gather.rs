@@ -1,20 +1,11 @@
 //! Copies sequences out of the ring.
 
-use std::{
-    mem,
-    sync::{Mutex, PoisonError},
-    thread,
-};
-
 use crate::{
     error::{Error, Result},
+    memory::STREAM_FROM,
+    parallel::{BYTES_PER_SHARE, share_out, workers},
     ring::Ring,
 };
-
-/// Below this size a second thread costs more than it saves.
-const BYTES_PER_THREAD: usize = 1 << 20;
-/// What a thread takes at a time, where a start has less: one that begins late or is held up delays little.
-const BYTES_PER_SHARE: usize = 256 << 10;
 
 /// What a sequence consists of.
 pub struct Layout<'a> {
@@ -46,7 +37,8 @@ pub fn gather_sequences(ring: &Ring, starts: &[usize], layout: &Layout<'_>, outp
     if layout.within_episode {
         sizes.push(layout.length);
     }
-    in_parallel(&places, &sizes, outputs, |places, outputs| copy(ring, places, layout, outputs))
+    let stream = outputs.iter().map(|output| output.len()).sum::<usize>() >= STREAM_FROM;
+    in_parallel(&places, &sizes, outputs, |places, outputs| copy(ring, places, layout, outputs, stream))
 }
 
 /// Frames per row of a field.
@@ -54,8 +46,7 @@ pub(crate) fn frames(stacks: &[usize], field: usize) -> usize {
     stacks.get(field).copied().unwrap_or(0).max(1)
 }
 
-/// Lets `copy` fill `outputs`, which have `sizes` bytes per start. Threads are made per call, so a process may fork at
-/// any time.
+/// Lets `copy` fill `outputs`, which have `sizes` bytes per start, by several threads where they are large.
 pub(crate) fn in_parallel<T: Sync>(
     starts: &[T],
     sizes: &[usize],
@@ -69,42 +60,25 @@ pub(crate) fn in_parallel<T: Sync>(
         let expected: Vec<_> = sizes.iter().map(expected).collect();
         return Error::value(format!("outputs have {got:?} bytes, expected {expected:?}"));
     }
-    let worth = outputs.iter().map(|output| output.len()).sum::<usize>() / BYTES_PER_THREAD;
-    // Asking the system takes tens of microseconds: only where it can matter.
-    let available = if worth > 1 { thread::available_parallelism().map_or(1, usize::from) } else { 1 };
-    let workers = worth.min(starts.len()).clamp(1, available);
-    if workers == 1 {
+    let workers = workers(outputs.iter().map(|output| output.len()).sum()).min(starts.len());
+    if workers <= 1 {
         copy(starts, outputs);
         return Ok(());
     }
+    // Every start has the same size.
     let share = (BYTES_PER_SHARE / sizes.iter().sum::<usize>().max(1)).max(1);
-    let rest = Mutex::new((starts, outputs));
-    let work = || {
-        loop {
-            let (part, own) = {
-                let mut rest = rest.lock().unwrap_or_else(PoisonError::into_inner);
-                let (part, later) = rest.0.split_at(share.min(rest.0.len()));
-                rest.0 = later;
-                let own = rest.1.iter_mut().zip(sizes).map(|(output, size)| {
-                    let (own, later) = mem::take(output).split_at_mut(part.len() * size);
-                    *output = later;
-                    own
-                });
-                (part, own.collect())
-            };
-            if part.is_empty() {
-                return;
-            }
-            copy(part, own);
-        }
+    let (mut rest, mut outputs) = (starts, outputs);
+    let next = || {
+        let part;
+        (part, rest) = rest.split_at(share.min(rest.len()));
+        let own = outputs.iter_mut().zip(sizes).map(|(output, size)| {
+            let (own, later) = std::mem::take(output).split_at_mut(part.len() * size);
+            *output = later;
+            own
+        });
+        (!part.is_empty()).then(|| (part, own.collect()))
     };
-    thread::scope(|scope| {
-        for _ in 1..workers {
-            // Where no thread can be had, those that there are do its part.
-            let _ = thread::Builder::new().spawn_scoped(scope, work);
-        }
-        work();
-    });
+    share_out(workers, next, |(part, own)| copy(part, own));
     Ok(())
 }
 
@@ -146,7 +120,7 @@ fn places(ring: &Ring, starts: &[usize], layout: &Layout<'_>) -> Result<Vec<Plac
     starts.iter().map(place).collect()
 }
 
-fn copy(ring: &Ring, places: &[Place], layout: &Layout<'_>, mut outputs: Vec<&mut [u8]>) {
+fn copy(ring: &Ring, places: &[Place], layout: &Layout<'_>, mut outputs: Vec<&mut [u8]>, stream: bool) {
     let length = layout.length;
     if layout.within_episode
         && let Some(mask) = outputs.pop()
@@ -170,7 +144,7 @@ fn copy(ring: &Ring, places: &[Place], layout: &Layout<'_>, mut outputs: Vec<&mu
                 padding.fill(0);
             }
             if frames == 1 {
-                copy_rows(ring, index, env, position, target);
+                copy_rows(ring, index, env, position, target, stream);
             } else {
                 for (row, target) in (t..).zip(target.chunks_exact_mut(size)) {
                     copy_stack(ring, index, env, row, target);
@@ -180,15 +154,15 @@ fn copy(ring: &Ring, places: &[Place], layout: &Layout<'_>, mut outputs: Vec<&mu
     }
 }
 
-/// Fills `target` with rows of a field from `position` on.
-fn copy_rows(ring: &Ring, field: usize, env: usize, position: usize, target: &mut [u8]) {
+/// Fills `target` with rows of a field from `position` on, past the caches if `stream`.
+fn copy_rows(ring: &Ring, field: usize, env: usize, position: usize, target: &mut [u8], stream: bool) {
     let size = ring.schema().fields()[field].row_bytes();
     let rows = ring.rows_per_env();
     let before_wrap = target.len().min((rows - position) * size);
     let (head, tail) = target.split_at_mut(before_wrap);
-    ring.read(field, env * rows + position, head);
+    ring.read(field, env * rows + position, head, stream);
     if !tail.is_empty() {
-        ring.read(field, env * rows, tail);
+        ring.read(field, env * rows, tail, stream);
     }
 }
 
@@ -198,7 +172,7 @@ pub(crate) fn copy_stack(ring: &Ring, field: usize, env: usize, t: u64, target: 
     let frames = target.len() / size;
     let before = ring.run_before(env, t, frames - 1).unwrap_or(0);
     let (lacking, own) = target.split_at_mut((frames - 1 - before) * size);
-    copy_rows(ring, field, env, ring.position(env, t - before as u64), own);
+    copy_rows(ring, field, env, ring.position(env, t - before as u64), own, false);
     for frame in lacking.chunks_exact_mut(size) {
         frame.copy_from_slice(&own[..size]);
     }

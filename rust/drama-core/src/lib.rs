@@ -1,12 +1,15 @@
 //! Replay storage, samplers, Atari frame processing and the memory of vector environments. Knows nothing of Python.
 #![deny(missing_docs)]
 
+mod add;
 mod column;
 mod error;
 mod finals;
 mod frame;
 mod gather;
+mod memory;
 mod packed;
+mod parallel;
 mod ring;
 mod sampler;
 mod schema;

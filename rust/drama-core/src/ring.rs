@@ -11,12 +11,16 @@ use crate::{
     column::Column,
     error::{Error, Result},
     finals::Finals,
+    memory,
     packed::Packed,
     schema::{Field, Schema},
 };
 
+/// What is shorter is copied faster by usual means.
+const STREAM_ROWS_FROM: usize = 4096;
+
 /// The rows of one field.
-enum Storage {
+pub(crate) enum Storage {
     Plain(Column),
     Packed(Packed),
 }
@@ -25,15 +29,15 @@ enum Storage {
 /// `e * rows_per_env + t % rows_per_env`.
 pub struct Ring {
     id: u64,
-    schema: Schema,
-    columns: Vec<Storage>,
+    pub(crate) schema: Schema,
+    pub(crate) columns: Vec<Storage>,
     capacity: usize,
-    num_envs: usize,
-    rows_per_env: usize,
-    totals: Vec<u64>,
+    pub(crate) num_envs: usize,
+    pub(crate) rows_per_env: usize,
+    pub(crate) totals: Vec<u64>,
     /// `totals` modulo `rows_per_env`: divisions take a good part of a draw.
-    heads: Vec<usize>,
-    finals: Finals,
+    pub(crate) heads: Vec<usize>,
+    pub(crate) finals: Finals,
 }
 
 impl Ring {
@@ -220,121 +224,6 @@ impl Ring {
         &mut self.finals
     }
 
-    /// Keeps what follows the newest row of each of `envs`, which ended an episode, until that row is overwritten.
-    /// `columns` has one entry per field in schema order, laid out `[envs, ...]`.
-    pub fn set_final(&mut self, envs: &[usize], columns: &[Option<&[u8]>]) -> Result<()> {
-        self.check_envs(envs)?;
-        self.check_sizes(envs.len(), columns)?;
-        let built_in = self.schema.fields().iter().zip(columns).skip(self.schema.terminated());
-        if let Some((field, _)) = built_in.clone().find(|(_, given)| given.is_some()) {
-            return Error::value(format!("field {:?} has no value after the end of an episode", field.name()));
-        }
-        if columns.iter().all(Option::is_none) {
-            return Error::value("no field was given");
-        }
-        for &env in envs {
-            let newest = self.totals[env].checked_sub(1).map(|t| self.slot(env, t));
-            if !newest.is_some_and(|slot| self.ended(slot)) {
-                return Error::value(format!("envs: the last row of environment {env} does not end an episode"));
-            }
-        }
-        for (at, &env) in envs.iter().enumerate() {
-            let slot = self.slot(env, self.totals[env] - 1);
-            for (index, given) in columns.iter().enumerate() {
-                if let Some(bytes) = given {
-                    let size = self.schema.fields()[index].row_bytes();
-                    self.finals.insert(index, slot, &bytes[at * size..][..size]);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Adds `rows` rows to every environment, or to the different ones of `envs`. `columns` has one entry per field
-    /// in schema order, laid out `[rows, envs, ...]`; the last one, `is_first`, may be missing and is derived in any
-    /// case.
-    pub fn add(&mut self, rows: usize, envs: Option<&[usize]>, columns: &[Option<&[u8]>]) -> Result<()> {
-        if let Some(envs) = envs {
-            self.check_envs(envs)?;
-        }
-        let count = envs.map_or(self.num_envs, <[usize]>::len);
-        self.check_columns(rows, count, columns)?;
-        for row in 0..rows {
-            for at in 0..count {
-                self.add_row(envs.map_or(at, |envs| envs[at]), row * count + at, columns);
-            }
-        }
-        Ok(())
-    }
-
-    /// Adds row `from` of `columns` to `env`.
-    fn add_row(&mut self, env: usize, from: usize, columns: &[Option<&[u8]>]) {
-        let total = self.totals[env];
-        let slot = self.slot(env, total);
-        let previous = total.checked_sub(1).map(|t| self.slot(env, t));
-        let after_end = previous.is_none_or(|at| self.ended(at));
-        if total >= self.rows_per_env as u64 && self.ended(slot) {
-            self.finals.remove(slot);
-        }
-        for (index, given) in columns.iter().enumerate() {
-            let size = self.schema.fields()[index].row_bytes();
-            match (&mut self.columns[index], given) {
-                (Storage::Plain(column), Some(bytes)) => {
-                    column[slot * size..][..size].copy_from_slice(&bytes[from * size..][..size]);
-                }
-                (Storage::Packed(packed), Some(bytes)) => packed.set(slot, &bytes[from * size..][..size]),
-                // Only `is_first`.
-                (Storage::Plain(column), None) => column[slot] = 0,
-                (Storage::Packed(_), None) => {}
-            }
-        }
-        if after_end && let Storage::Plain(column) = &mut self.columns[self.schema.is_first()] {
-            column[slot] = 1;
-        }
-        self.totals[env] += 1;
-        self.heads[env] = if self.heads[env] + 1 == self.rows_per_env { 0 } else { self.heads[env] + 1 };
-    }
-
-    fn check_envs(&self, envs: &[usize]) -> Result<()> {
-        let mut seen = vec![false; self.num_envs];
-        for &env in envs {
-            match seen.get_mut(env) {
-                None => {
-                    return Error::value(format!("envs: got {env}, expected indices from 0 to {}", self.num_envs - 1));
-                }
-                Some(true) => return Error::value(format!("envs: environment {env} is given twice")),
-                Some(seen) => *seen = true,
-            }
-        }
-        Ok(())
-    }
-
-    fn check_columns(&self, rows: usize, envs: usize, columns: &[Option<&[u8]>]) -> Result<()> {
-        self.check_sizes(rows.saturating_mul(envs), columns)?;
-        let required = &self.schema.fields()[..self.schema.is_first()];
-        match required.iter().zip(columns).find(|(_, given)| given.is_none()) {
-            Some((field, _)) => Err(Error::Key(format!("field {:?} is missing", field.name()))),
-            None => Ok(()),
-        }
-    }
-
-    fn check_sizes(&self, rows: usize, columns: &[Option<&[u8]>]) -> Result<()> {
-        if columns.len() != self.columns.len() {
-            return Error::value(format!("expected {} fields, got {}", self.columns.len(), columns.len()));
-        }
-        for (field, given) in self.schema.fields().iter().zip(columns) {
-            let expected = rows.checked_mul(field.row_bytes());
-            if let Some(bytes) = given.filter(|bytes| Some(bytes.len()) != expected) {
-                return Error::value(format!(
-                    "field {:?} has {} bytes, expected {expected:?}",
-                    field.name(),
-                    bytes.len()
-                ));
-            }
-        }
-        Ok(())
-    }
-
     /// All bytes of a field by slot, or none of one that is compressed.
     pub(crate) fn plain(&self, field: usize) -> &[u8] {
         match &self.columns[field] {
@@ -380,11 +269,18 @@ impl Ring {
         }
     }
 
-    /// Fills `target` with the rows of a field in consecutive slots from `slot` on.
-    pub(crate) fn read(&self, field: usize, slot: usize, target: &mut [u8]) {
+    /// Fills `target` with the rows of a field in consecutive slots from `slot` on, past the caches if `stream`.
+    pub(crate) fn read(&self, field: usize, slot: usize, target: &mut [u8], stream: bool) {
         let size = self.schema.fields()[field].row_bytes();
         match &self.columns[field] {
-            Storage::Plain(column) => target.copy_from_slice(&column[slot * size..][..target.len()]),
+            Storage::Plain(column) => {
+                let rows = &column[slot * size..][..target.len()];
+                if stream && rows.len() >= STREAM_ROWS_FROM {
+                    memory::stream(target, rows);
+                } else {
+                    target.copy_from_slice(rows);
+                }
+            }
             Storage::Packed(packed) => {
                 for (slot, row) in (slot..).zip(target.chunks_exact_mut(size)) {
                     packed.read(slot, row);
@@ -410,7 +306,7 @@ impl Ring {
             16 if !column.is_empty() => fixed::<16>(column, slots, target),
             size => {
                 for (slot, target) in slots.zip(target.chunks_exact_mut(size)) {
-                    self.read(field, slot, target);
+                    self.read(field, slot, target, false);
                 }
             }
         }

@@ -137,10 +137,10 @@ impl<'py> Outputs<'py> {
         }) {
             return Err(PyValueError::new_err(format!("the batch would have two entries {name:?}")));
         }
-        let empty = py.import(intern!(py, "numpy"))?.getattr(intern!(py, "empty"))?;
         let array = |field: &Field| {
             let Some(given) = out.map(|out| out.get_item(field.name())).transpose()?.flatten() else {
                 let shape = PyTuple::new(py, [leading, field.shape()].concat())?;
+                let empty = py.import(intern!(py, "numpy"))?.getattr(intern!(py, "empty"))?;
                 return Ok(empty.call1((shape, field.dtype().name()))?.cast_into::<PyUntypedArray>()?);
             };
             let array = column(field, &given, &mut leading.iter().copied().map(Some).collect::<Vec<_>>())?;

@@ -70,8 +70,10 @@ impl Sampler {
 impl Drawn {
     /// Adds `indices` and `weights` to a batch.
     pub(crate) fn put<'py>(self, py: Python<'py>, batch: Bound<'py, PyDict>) -> PyResult<Bound<'py, PyDict>> {
-        batch.set_item("weights", PyArray1::from_vec(py, self.weights))?;
-        batch.set_item("indices", PyArray1::from_iter(py, self.slots.into_iter().map(|slot| slot as i64)))?;
+        // Arrays of their own memory: to hand a vector over costs more than to copy a short one.
+        let slots: Vec<i64> = self.slots.into_iter().map(|slot| slot as i64).collect();
+        batch.set_item("weights", PyArray1::from_slice(py, &self.weights))?;
+        batch.set_item("indices", PyArray1::from_slice(py, &slots))?;
         Ok(batch)
     }
 }

@@ -7,8 +7,8 @@ use super::{
     tree::Weight,
 };
 use crate::{
-    column::table,
     error::{Error, Result},
+    memory::table,
     ring::Ring,
     starts::Starts,
 };

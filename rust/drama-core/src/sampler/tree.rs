@@ -1,6 +1,6 @@
 //! A sum tree whose weights may differ by any power of two.
 
-use crate::column::{prefetch, table};
+use crate::memory::{prefetch, table};
 
 /// Children of one node: one cache line of nodes.
 const FANOUT: usize = 8;

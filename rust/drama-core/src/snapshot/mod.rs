@@ -13,9 +13,8 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
-    thread,
 };
 
 use rand_chacha::ChaCha8Rng;
@@ -26,6 +25,7 @@ use self::{
 };
 use crate::{
     error::{Error, Result},
+    parallel::share_out,
     ring::Ring,
 };
 
@@ -106,26 +106,13 @@ pub fn save(ring: &Ring, rng: &ChaCha8Rng, saved: Option<&Saved>, directory: &Pa
 
 /// Calls `make` for each index below `count`, by several threads: while one waits for the disk, others compute.
 fn in_turn<T: Send>(count: usize, make: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
-    let (next, made) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(count)));
-    let work = || {
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            if index >= count {
-                return;
-            }
-            let result = make(index);
-            if result.is_err() {
-                next.store(count, Ordering::Relaxed);
-            }
-            made.lock().unwrap_or_else(PoisonError::into_inner).push((index, result));
-        }
-    };
-    thread::scope(|scope| {
-        for _ in 1..WRITERS.min(count) {
-            // Where no thread can be had, those that there are do its part.
-            let _ = thread::Builder::new().spawn_scoped(scope, work);
-        }
-        work();
+    let (failed, mut indices) = (AtomicBool::new(false), 0..count);
+    let made = Mutex::new(Vec::with_capacity(count));
+    let next = || indices.next().filter(|_| !failed.load(Ordering::Relaxed));
+    share_out(WRITERS.min(count), next, |index| {
+        let result = make(index);
+        failed.fetch_or(result.is_err(), Ordering::Relaxed);
+        made.lock().unwrap_or_else(PoisonError::into_inner).push((index, result));
     });
     let mut made = made.into_inner().unwrap_or_else(PoisonError::into_inner);
     made.sort_unstable_by_key(|(index, _)| *index);

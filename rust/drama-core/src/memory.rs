@@ -1,0 +1,84 @@
+//! Large tables: pages, prefetching and copies beside the caches.
+
+/// Size from which large pages are asked for, as NumPy does.
+#[cfg(target_os = "linux")]
+const HUGE_FROM: usize = 4 << 20;
+/// Advice is given for whole pages; of the common sizes, the largest.
+#[cfg(target_os = "linux")]
+const PAGE: usize = 64 << 10;
+/// Size of a copy from which its target does not stay in the caches anyway.
+pub(crate) const STREAM_FROM: usize = 16 << 20;
+
+/// Asks for large pages behind memory just allocated: rows drawn here and there cost few page walks then.
+pub(crate) fn prefer_huge_pages<T>(start: *const T, bytes: usize) {
+    #[cfg(target_os = "linux")]
+    if bytes >= HUGE_FROM {
+        use rustix::mm::{Advice, madvise};
+        let lost = start.addr().next_multiple_of(PAGE) - start.addr();
+        // SAFETY: whole pages inside an allocation of the caller's; the advice changes no content. It can be refused,
+        // which does no harm.
+        let _ = unsafe {
+            madvise(start.cast_mut().byte_add(lost).cast(), (bytes - lost) / PAGE * PAGE, Advice::LinuxHugepage)
+        };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (start, bytes);
+}
+
+/// `len` times `value`, for tables that are read here and there.
+pub(crate) fn table<T: Clone>(value: T, len: usize) -> Vec<T> {
+    let mut table = Vec::with_capacity(len);
+    prefer_huge_pages(table.as_ptr(), len * size_of::<T>());
+    table.resize(len, value);
+    table
+}
+
+/// Starts to read `table[at]`, which will be needed soon. Nothing happens where it does not exist.
+#[inline]
+pub(crate) fn prefetch<T>(table: &[T], at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(value) = table.get(at) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint about memory that is there; every x86-64 processor knows it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (table, at);
+}
+
+/// Copies to `target`, which has as many bytes, past the caches where that can be done: the target is not read first.
+pub(crate) fn stream(target: &mut [u8], source: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
+        // SAFETY: any bytes are a valid `__m128i`.
+        let (head, body, tail) = unsafe { target.align_to_mut::<__m128i>() };
+        let (first, rest) = source.split_at(head.len());
+        let (middle, last) = rest.split_at(size_of_val(body));
+        head.copy_from_slice(first);
+        tail.copy_from_slice(last);
+        for (target, source) in body.iter_mut().zip(middle.as_chunks::<{ size_of::<__m128i>() }>().0) {
+            // SAFETY: the target is aligned, the source need not be; every x86-64 processor has both.
+            unsafe { _mm_stream_si128(target, _mm_loadu_si128(source.as_ptr().cast())) };
+        }
+        // SAFETY: no memory is concerned. Other threads may read the target once this function is over.
+        unsafe { _mm_sfence() };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    target.copy_from_slice(source);
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn streamed_copies_are_copies() {
+        let source: Vec<u8> = (0..200).collect();
+        for (at, len) in [(0, 0), (3, 5), (1, 100), (7, 193), (16, 64), (0, 200)] {
+            let mut target = vec![255; 200];
+            super::stream(&mut target[at..at + len], &source[at..at + len]);
+            for (i, byte) in target.into_iter().enumerate() {
+                assert_eq!(usize::from(byte), if (at..at + len).contains(&i) { i } else { 255 });
+            }
+        }
+    }
+}
