@@ -40,6 +40,11 @@ pub struct Ring {
     pub(crate) finals: Finals,
 }
 
+/// Environment and place of a slot, where each has `rows` of them. One environment needs no division.
+pub(crate) fn split(slot: usize, rows: usize) -> (usize, usize) {
+    if slot < rows { (0, slot) } else { (slot / rows, slot % rows) }
+}
+
 impl Ring {
     /// An empty ring that keeps at least `capacity` rows over all environments.
     pub fn new(schema: Schema, capacity: usize, num_envs: usize) -> Result<Self> {
@@ -168,8 +173,8 @@ impl Ring {
 
     /// Environment and row counter of what `slot` holds now.
     pub fn row_of(&self, slot: usize) -> (usize, u64) {
-        let env = slot / self.rows_per_env;
-        let (position, head) = (slot - env * self.rows_per_env, self.heads[env]);
+        let (env, position) = split(slot, self.rows_per_env);
+        let head = self.heads[env];
         let age = if position < head { head - position } else { head + self.rows_per_env - position };
         // Where nothing was ever written, the row is one that is still to come.
         let t = self.totals[env].checked_sub(age as u64);
@@ -178,7 +183,10 @@ impl Ring {
 
     /// Whether `slot` exists and holds a row.
     pub(crate) fn holds(&self, slot: usize) -> bool {
-        slot < self.slots() && slot % self.rows_per_env < self.filled(slot / self.rows_per_env)
+        slot < self.slots() && {
+            let (env, position) = split(slot, self.rows_per_env);
+            position < self.filled(env)
+        }
     }
 
     /// Whether the row in `slot` ended its episode by termination.
@@ -194,6 +202,13 @@ impl Ring {
     /// Whether the row in `slot` is the first of its episode.
     pub(crate) fn first_of_episode(&self, slot: usize) -> bool {
         self.plain(self.schema.is_first())[slot] != 0
+    }
+
+    /// Starts to read the built-in fields of a row.
+    pub(crate) fn prefetch_flags(&self, slot: usize) {
+        for field in self.schema.terminated()..=self.schema.is_first() {
+            memory::prefetch(self.plain(field), slot);
+        }
     }
 
     /// Whether row `t` of `env` is the first of its episode.

@@ -123,6 +123,13 @@ impl<'r> Starts<'r> {
         }
     }
 
+    /// Starts to read what `accepts` will need.
+    pub(crate) fn prefetch(&self, slot: usize) {
+        if self.conditional() {
+            self.ring.prefetch_flags(slot);
+        }
+    }
+
     /// Refuses a draw of `count` starts, different ones or not, where the ranges hold too few.
     pub(crate) fn check(&self, count: usize, distinct: bool) -> Result<()> {
         if count == 0 {

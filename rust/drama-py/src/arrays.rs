@@ -6,7 +6,7 @@ use pyo3::{
     exceptions::PyValueError,
     intern,
     prelude::*,
-    types::{PyDict, PyTuple},
+    types::{PyDict, PyString, PyTuple},
 };
 
 use crate::error::to_python;
@@ -122,7 +122,7 @@ pub(crate) fn bytes<'a>(array: &'a Bound<'_, PyUntypedArray>) -> &'a [u8] {
 }
 
 /// Arrays that a batch is gathered into, `[leading..., ...]` for each field. No two share memory.
-pub(crate) struct Outputs<'py>(Vec<Bound<'py, PyUntypedArray>>);
+pub(crate) struct Outputs<'py>(Vec<(Bound<'py, PyString>, Bound<'py, PyUntypedArray>)>);
 
 impl<'py> Outputs<'py> {
     /// The arrays in `out`, and new ones for the fields that it lacks.
@@ -138,20 +138,22 @@ impl<'py> Outputs<'py> {
             return Err(PyValueError::new_err(format!("the batch would have two entries {name:?}")));
         }
         let array = |field: &Field| {
-            let Some(given) = out.map(|out| out.get_item(field.name())).transpose()?.flatten() else {
+            let name = PyString::new(py, field.name());
+            let Some(given) = out.map(|out| out.get_item(&name)).transpose()?.flatten() else {
                 let shape = PyTuple::new(py, [leading, field.shape()].concat())?;
                 let empty = py.import(intern!(py, "numpy"))?.getattr(intern!(py, "empty"))?;
-                return Ok(empty.call1((shape, field.dtype().name()))?.cast_into::<PyUntypedArray>()?);
+                let array = empty.call1((shape, field.dtype().name()))?.cast_into::<PyUntypedArray>()?;
+                return Ok((name, array));
             };
             let array = column(field, &given, &mut leading.iter().copied().map(Some).collect::<Vec<_>>())?;
             // SAFETY: the array is alive.
             if unsafe { (*array.as_array_ptr()).fields.flags } & NPY_ARRAY_WRITEABLE == 0 {
                 return Err(PyValueError::new_err(format!("field {:?}: the array is read-only", field.name())));
             }
-            Ok(array)
+            Ok((name, array))
         };
         let arrays = fields.iter().map(array).collect::<PyResult<Vec<_>>>()?;
-        let mut spans: Vec<_> = arrays.iter().map(|array| bytes(array).as_ptr_range()).collect();
+        let mut spans: Vec<_> = arrays.iter().map(|(_, array)| bytes(array).as_ptr_range()).collect();
         spans.sort_unstable_by_key(|span| span.start);
         if spans.windows(2).any(|pair| pair[0].end > pair[1].start) {
             return Err(PyValueError::new_err("out: two fields share memory"));
@@ -161,7 +163,7 @@ impl<'py> Outputs<'py> {
 
     /// The memory of the arrays.
     pub(crate) fn bytes(&mut self) -> Vec<&mut [u8]> {
-        let slice = |array: &Bound<'py, PyUntypedArray>| {
+        let slice = |(_, array): &(_, Bound<'py, PyUntypedArray>)| {
             if array.is_empty() {
                 return &mut [][..];
             }
@@ -173,10 +175,10 @@ impl<'py> Outputs<'py> {
     }
 
     /// Hands the arrays over by field name.
-    pub(crate) fn into_dict(self, py: Python<'py>, fields: &[Field]) -> PyResult<Bound<'py, PyDict>> {
+    pub(crate) fn into_dict(self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let dict = PyDict::new(py);
-        for (field, array) in fields.iter().zip(self.0) {
-            dict.set_item(field.name(), array)?;
+        for (name, array) in self.0 {
+            dict.set_item(name, array)?;
         }
         Ok(dict)
     }

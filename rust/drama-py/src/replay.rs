@@ -142,7 +142,7 @@ impl Replay {
             gather_sequences(&ring, &drawn.slots, &layout, targets)?;
             Ok(drawn)
         });
-        drawn.map_err(to_python)?.put(py, outputs.into_dict(py, &fields)?)
+        drawn.map_err(to_python)?.put(py, outputs.into_dict(py)?)
     }
 
     /// Transitions over up to `n_step` rows from starts drawn by `sampler`.
@@ -178,7 +178,7 @@ impl Replay {
             gather_transitions(&ring, &drawn.slots, &steps, targets)?;
             Ok(drawn)
         });
-        drawn.map_err(to_python)?.put(py, outputs.into_dict(py, &fields)?)
+        drawn.map_err(to_python)?.put(py, outputs.into_dict(py)?)
     }
 
     /// Sequences from the given starts.
@@ -203,7 +203,7 @@ impl Replay {
         let mut outputs = Outputs::new(py, &fields, &[starts.len(), length], out)?;
         let targets = outputs.bytes();
         py.detach(|| gather_sequences(&self.read(), &starts, &layout, targets)).map_err(to_python)?;
-        outputs.into_dict(py, &fields)
+        outputs.into_dict(py)
     }
 
     /// Writes what changed since the last save to the directory `path`.

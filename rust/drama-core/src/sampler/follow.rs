@@ -92,6 +92,11 @@ impl StartTree {
         self.ranges.clone_from_slice(new);
     }
 
+    /// The weight that a row in the ranges has.
+    pub(super) fn weight(&self, slot: usize) -> Weight {
+        self.tree.get(slot)
+    }
+
     /// Sets the weights of those of `slots` that are in the ranges.
     pub(super) fn set(&mut self, ring: &Ring, slots: impl Iterator<Item = usize>, weight: impl Fn(usize) -> Weight) {
         let ranges = &self.ranges;
@@ -142,6 +147,7 @@ impl StartTree {
         points[..block].fill_with(|| rng.random());
         self.tree.find(&mut points[..block], &mut leaves[..block])?;
         let refused = drawn.refused.len();
+        leaves[..block].iter().for_each(|&leaf| starts.prefetch(leaf));
         for &leaf in &leaves[..block] {
             if !starts.accepts(leaf) {
                 drawn.refused.push(leaf);

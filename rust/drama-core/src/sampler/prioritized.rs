@@ -9,7 +9,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     memory::table,
-    ring::Ring,
+    ring::{Ring, split},
     starts::Starts,
 };
 
@@ -88,7 +88,8 @@ impl Prioritized {
         let rows = slots.checked_div(seen.len()).unwrap_or(0);
         let known = |index: i64| {
             let slot = usize::try_from(index).ok().filter(|&slot| slot < slots)?;
-            (seen[slot / rows] > (slot % rows) as u64).then_some(slot)
+            let (env, position) = split(slot, rows);
+            (seen[env] > position as u64).then_some(slot)
         };
         if let Some((at, &index)) = indices.iter().enumerate().find(|(_, index)| known(**index).is_none()) {
             return Error::value(format!("indices[{at}] is {index}, a slot in which the sampler knows no row"));
@@ -133,23 +134,20 @@ impl Prioritized {
         let drawn = if replacement { tree.draw(starts, count, rng) } else { tree.draw_distinct(starts, count, rng) };
         let changed = drawn.refused.iter().chain(if replacement { &[][..] } else { &drawn.starts });
         tree.set(starts.ring(), changed.copied(), |slot| self.weight(slot));
+        // From the tree, whose leaves were just read.
+        let logs: Vec<f64> = drawn.starts.iter().map(|&slot| tree.weight(slot).log2()).collect();
         self.tree = Some(tree);
         if drawn.starts.len() < count {
             let message = starts.too_few(count, !replacement, drawn.starts.len());
             return Error::value(format!("{message} with a priority above 0"));
         }
-        let logs: Vec<f64> = drawn.starts.iter().map(|&slot| self.log_weight(slot)).collect();
         let least = logs.iter().copied().fold(f64::INFINITY, f64::min);
-        let weights = logs.into_iter().map(|log| (beta * (least - log)).exp() as f32).collect();
+        let weights = logs.into_iter().map(|log| (beta * (least - log)).exp2() as f32).collect();
         Ok((drawn.starts, weights))
     }
 
-    fn log_weight(&self, slot: usize) -> f64 {
-        if self.alpha == 0.0 { 0.0 } else { self.alpha * self.priorities.values[slot].ln() }
-    }
-
     fn weight(&self, slot: usize) -> Weight {
-        let log = self.log_weight(slot);
+        let log = if self.alpha == 0.0 { 0.0 } else { self.alpha * self.priorities.values[slot].ln() };
         if log == f64::NEG_INFINITY { Weight::ZERO } else { Weight::exp(log) }
     }
 

@@ -25,6 +25,11 @@ impl Weight {
         let exponent = log2.floor();
         Self { mantissa: ((log2 - exponent) as f32).exp2(), exponent: exponent as i32 }
     }
+
+    /// The binary logarithm of a weight above zero.
+    pub(super) fn log2(self) -> f64 {
+        f64::from(self.exponent) + f64::from(self.mantissa.log2())
+    }
 }
 
 /// The weights of the children of one node, laid out for vector instructions.
@@ -61,15 +66,29 @@ impl Group {
         (top, scaled)
     }
 
+    /// The largest exponent, and the running sums of the children relative to it.
     #[inline(always)]
-    fn sum(&self) -> Weight {
+    fn running(&self) -> (i32, Running) {
         let (top, mut sums) = self.scaled();
-        for width in [4, 2, 1] {
-            for child in 0..width {
-                sums[child] += sums[child + width];
-            }
+        // One after the other: a child without weight adds exactly nothing.
+        for child in 1..FANOUT {
+            sums[child] += sums[child - 1];
         }
-        let sum = sums[0];
+        (top, Running(sums))
+    }
+}
+
+/// Running sums of the children of one node, relative to its largest exponent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(align(64))]
+struct Running([f64; FANOUT]);
+
+#[allow(clippy::inline_always)] // As above.
+impl Running {
+    /// The sum of the children whose largest exponent is `top`.
+    #[inline(always)]
+    fn total(&self, top: i32) -> Weight {
+        let sum = self.0[FANOUT - 1];
         if sum == 0.0 {
             return Weight::ZERO;
         }
@@ -78,23 +97,14 @@ impl Group {
         Weight { mantissa, exponent: top + carry }
     }
 
-    /// The child under `point` in [0, 1), and where in [0, 1) of that child the point is.
+    /// The child under `point` in [0, 1), and where in [0, 1) of that child the point is; the total is not zero.
     #[inline(always)]
-    fn child_at(&self, point: f64) -> Option<(usize, f64)> {
-        let (_, mut sums) = self.scaled();
-        // One after the other: a child without weight adds exactly nothing.
-        for child in 1..FANOUT {
-            sums[child] += sums[child - 1];
-        }
-        let total = sums[FANOUT - 1];
-        if total == 0.0 {
-            return None;
-        }
+    fn child_at(&self, point: f64) -> (usize, f64) {
         // The first child whose running sum exceeds the target, and so has a weight; the target is below the total.
-        let target = point * total;
-        let child = sums.iter().map(|&sum| usize::from(sum <= target)).sum::<usize>();
-        let before = if child == 0 { 0.0 } else { sums[child - 1] };
-        Some((child, ((target - before) / (sums[child] - before)).clamp(0.0, BELOW_ONE)))
+        let target = point * self.0[FANOUT - 1];
+        let child = self.0.iter().map(|&sum| usize::from(sum <= target)).sum::<usize>() % FANOUT;
+        let before = if child == 0 { 0.0 } else { self.0[child - 1] };
+        (child, ((target - before) / (self.0[child] - before)).clamp(0.0, BELOW_ONE))
     }
 }
 
@@ -104,6 +114,8 @@ pub(super) struct SumTree {
     len: usize,
     /// Leaves first, the root group last.
     levels: Vec<Vec<Group>>,
+    /// By level, what `find` needs of the groups: the leaves, which are many, go without.
+    running: Vec<Vec<Running>>,
     /// Scratch of `set`: the nodes to compute anew, and a bit for each of them.
     dirty: Vec<usize>,
     marks: Vec<u64>,
@@ -121,7 +133,9 @@ impl SumTree {
             }
         }
         let marks = vec![0; levels[0].len().div_ceil(64)];
-        Self { len, levels, dirty: Vec::new(), marks }
+        let mut running = vec![Vec::new()];
+        running.extend(levels[1..].iter().map(|level| table(Running([0.0; FANOUT]), level.len())));
+        Self { len, levels, running, dirty: Vec::new(), marks }
     }
 
     /// Sets every leaf.
@@ -129,12 +143,30 @@ impl SumTree {
         for leaf in 0..self.len {
             self.levels[0][leaf / FANOUT].put(leaf % FANOUT, weight(leaf));
         }
-        for level in 1..self.levels.len() {
-            let (below, above) = self.levels.split_at_mut(level);
-            for (node, group) in below[level - 1].iter().enumerate() {
-                above[0][node / FANOUT].put(node % FANOUT, group.sum());
+        for level in 0..self.levels.len() {
+            for node in 0..self.levels[level].len() {
+                self.refresh(level, node);
             }
         }
+    }
+
+    /// Computes anew what is kept of a group outside it.
+    #[inline(always)]
+    #[allow(clippy::inline_always)] // Compiled into each version.
+    fn refresh(&mut self, level: usize, node: usize) {
+        let (top, running) = self.levels[level][node].running();
+        if level > 0 {
+            self.running[level][node] = running;
+        }
+        if let Some(above) = self.levels.get_mut(level + 1) {
+            above[node / FANOUT].put(node % FANOUT, running.total(top));
+        }
+    }
+
+    /// A leaf.
+    pub(super) fn get(&self, leaf: usize) -> Weight {
+        let group = &self.levels[0][leaf / FANOUT];
+        Weight { mantissa: group.mantissas[leaf % FANOUT], exponent: group.exponents[leaf % FANOUT] }
     }
 
     /// Sets some leaves, then each node above them once.
@@ -171,20 +203,16 @@ impl SumTree {
     #[inline(always)]
     #[allow(clippy::inline_always)] // Compiled into each version.
     fn propagate_any(&mut self, dirty: &mut Vec<usize>) {
-        for level in 1..self.levels.len() {
+        for level in 0..self.levels.len() {
             for node in &*dirty {
                 self.marks[node / 64] = 0;
             }
-            let (below, above) = self.levels.split_at_mut(level);
-            let (below, above) = (&below[level - 1], &mut above[0]);
+            let last = level + 1 == self.levels.len();
             dirty.retain_mut(|node| {
-                above[*node / FANOUT].put(*node % FANOUT, below[*node].sum());
+                self.refresh(level, *node);
                 *node /= FANOUT;
-                mark(&mut self.marks, *node)
+                !last && mark(&mut self.marks, *node)
             });
-        }
-        for node in &*dirty {
-            self.marks[node / 64] = 0;
         }
     }
 
@@ -208,17 +236,25 @@ impl SumTree {
     #[inline(always)]
     #[allow(clippy::inline_always)] // Compiled into each version.
     fn find_any(&self, points: &mut [f64], leaves: &mut [usize]) -> Option<()> {
+        if self.levels.last()?.first()?.running().1.0[FANOUT - 1] == 0.0 {
+            return None;
+        }
         leaves.fill(0);
         // Level by level, so that the reads of all points are under way together.
-        for (depth, level) in self.levels.iter().enumerate().rev() {
+        for (level, running) in self.running.iter().enumerate().skip(1).rev() {
             for (point, node) in points.iter_mut().zip(leaves.iter_mut()) {
-                let (child, inside) = level[*node].child_at(*point)?;
+                let (child, inside) = running[*node].child_at(*point);
                 *point = inside;
                 *node = *node * FANOUT + child;
-                if depth > 0 {
-                    prefetch(&self.levels[depth - 1], *node);
+                if level > 1 {
+                    prefetch(&self.running[level - 1], *node);
+                } else {
+                    prefetch(&self.levels[0], *node);
                 }
             }
+        }
+        for (point, node) in points.iter().zip(leaves.iter_mut()) {
+            *node = *node * FANOUT + self.levels[0][*node].running().1.child_at(*point).0;
         }
         Some(())
     }
@@ -297,6 +333,7 @@ mod tests {
             }
             let built = tree(&exponents);
             prop_assert_eq!(&changed.levels, &built.levels);
+            prop_assert_eq!(&changed.running, &built.running);
             prop_assert!(changed.marks.iter().all(|&word| word == 0));
         }
     }
