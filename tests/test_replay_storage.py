@@ -1,4 +1,4 @@
-"""Rows in mapped files: as in memory, leaving nothing behind, and refused where there is no room."""
+"""Rows in mapped files and compressed rows: as plain ones, bounded, and refused where they cannot be."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import gc
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from drama.replay import ReplayBuffer
@@ -131,3 +134,102 @@ def test_a_place_that_is_no_directory_is_refused(tmp_path: Path) -> None:
         ReplayBuffer(10, FIELDS, storage=3)  # type: ignore[arg-type]
     with pytest.raises(OSError, match="cannot reserve"):
         ReplayBuffer(2**32 - 1, {"obs": ((2**30,), np.uint8)}, storage=tmp_path)
+
+
+def frames(buffer: ReplayBuffer, count: int) -> dict[str, npt.NDArray[Any]]:
+    """Rows of which `obs` gets smaller by compression, `noise` does not."""
+    random = np.random.default_rng(buffer.total)
+    shape = (count, buffer.num_envs)
+    obs = np.zeros((*shape, 64, 64), np.uint8)
+    obs[..., 20:30, 20:30] = random.integers(0, 256, (*shape, 10, 1), np.uint8)
+    return {
+        "x": random.random((*shape, 3), np.float32),
+        "obs": obs,
+        "noise": random.integers(0, 256, (*shape, 100), np.uint8),
+        "reward": random.random(shape).astype(np.float32),
+        "terminated": random.random(shape) < 0.1,
+        "truncated": random.random(shape) < 0.1,
+    }
+
+
+def compressible(compress: Collection[str], capacity: int = 300) -> ReplayBuffer:
+    fields = {**FIELDS, "noise": ((100,), np.uint8), "reward": ((), np.float32)}
+    return ReplayBuffer(capacity, fields, num_envs=2, seed=3, compress=compress)
+
+
+def test_compressed_rows_are_as_plain_ones(tmp_path: Path) -> None:
+    compress = ("obs", "noise", "reward")
+    plain, packed = compressible(()), compressible(compress)
+    assert (plain.compress, packed.compress) == ((), compress)
+    assert packed.nbytes == plain.nbytes
+    # Within a lap, over its end, over all of it several times, and row by row.
+    for count in (20, 100, 90, 700, 1):
+        block = frames(plain, count)
+        for buffer in (plain, packed):
+            if count == 1:
+                buffer.add(**{name: column[0] for name, column in block.items()})
+            else:
+                buffer.add_block(**block)
+        same(plain, packed)
+        one, other = (b.sample_transitions(50, 3, stack={"obs": 2}, next_fields=["noise"]) for b in (plain, packed))
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+        packed.save(tmp_path)
+        loaded = ReplayBuffer.load(tmp_path)
+        assert loaded.compress == compress
+        assert loaded.stored_nbytes == packed.stored_nbytes < plain.stored_nbytes
+        every = [env * plain.rows_per_env + row for env in (0, 1) for row in range(len(plain) // 2)]
+        first, second = (each.gather(every, 1) for each in (plain, loaded))
+        for name in first:
+            np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_large_batches_of_compressed_rows() -> None:
+    plain, packed = compressible((), 4000), compressible(("obs",), 4000)
+    for buffer in (plain, packed):
+        buffer.add_block(**frames(buffer, 2000))
+    one, other = plain.sample(16, 500), packed.sample(16, 500)
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_the_memory_of_compressed_rows_is_bounded_and_given_back() -> None:
+    buffer = ReplayBuffer(10, {"obs": ((1000,), np.uint8)}, compress=["obs"])
+    random, no = np.random.default_rng(0), np.zeros(1, bool)
+    flags = 3
+    for _ in range(25):
+        buffer.add(obs=random.integers(0, 256, (1, 1000), np.uint8), terminated=no, truncated=no)
+    assert buffer.stored_nbytes == buffer.nbytes == 10 * (1000 + flags)
+    for left in range(9, -1, -1):
+        buffer.add(obs=np.zeros((1, 1000), np.uint8), terminated=no, truncated=no)
+        assert left * 1000 < buffer.stored_nbytes < left * 1000 + (10 - left) * 50 + 10 * flags
+
+
+def test_damaged_compressed_rows_are_refused(tmp_path: Path) -> None:
+    buffer = compressible(("obs",), 20)
+    buffer.add_block(**frames(buffer, 10))
+    buffer.save(tmp_path)
+    (chunk,) = tmp_path.glob("chunk-*")
+    sound = chunk.read_bytes()
+    for at in range(16, len(sound), 37):
+        chunk.write_bytes(sound[:at] + bytes([sound[at] ^ 0x41]) + sound[at + 1 :])
+        with pytest.raises(ValueError, match=chunk.name):
+            ReplayBuffer.load(tmp_path)
+    chunk.write_bytes(sound)
+    assert len(ReplayBuffer.load(tmp_path)) == 20
+    with pytest.raises(ValueError, match="cannot be compressed: rows in mapped files are not"):
+        ReplayBuffer.load(tmp_path, storage=tmp_path)
+
+
+def test_bad_compressions_are_refused(tmp_path: Path) -> None:
+    for compress, message in [
+        (("frame",), r"compress: got \('frame',\), expected names of declared fields \(x, obs\)"),
+        ("obs", "compress: got 'obs', expected names"),
+        (("terminated",), r"compress: got \('terminated',\), expected names"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ReplayBuffer(10, FIELDS, compress=compress)
+    with pytest.raises(ValueError, match='field "terminated" is built in and cannot be compressed'):
+        ReplayBuffer(10, {"terminated": ((), bool)}, compress=["terminated"])
+    with pytest.raises(ValueError, match='field "obs" cannot be compressed: rows in mapped files are not'):
+        ReplayBuffer(10, FIELDS, compress=["obs"], storage=tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ FIELDS = {"obs": ((2,), np.int64), "reward": ((), np.float32)}
 class Model:
     """A buffer, and beside it every row ever added, by environment."""
 
-    def __init__(self, capacity: int, num_envs: int, seed: int = 0) -> None:
-        self.buffer = ReplayBuffer(capacity, FIELDS, num_envs=num_envs, seed=seed)
+    def __init__(self, capacity: int, num_envs: int, seed: int = 0, compress: Collection[str] = ()) -> None:
+        self.buffer = ReplayBuffer(capacity, FIELDS, num_envs=num_envs, seed=seed, compress=compress)
         self.rows: list[list[Row]] = [[] for _ in range(num_envs)]
 
     def add(self, envs: list[int], ends: list[str], together: bool = False) -> None:
@@ -148,7 +149,7 @@ ENDS = st.sampled_from(["", "", "", "", "terminated", "truncated", "final", "res
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), capacity=st.integers(1, 40), num_envs=st.integers(1, 4))
 def test_all_shapes_of_draws_equal_the_model(data: st.DataObject, capacity: int, num_envs: int) -> None:
-    model = Model(capacity, num_envs)
+    model = Model(capacity, num_envs, compress=data.draw(st.sampled_from([(), ("obs",), ("obs", "reward")])))
     buffer = model.buffer
     prioritized, frequency = Prioritized(replacement=False), DynamicFrequency()
     distinct = [MostRecent(), Uniform(replacement=False), prioritized, frequency.world_model, frequency.imagination]

@@ -45,15 +45,12 @@ impl Ring {
     /// case.
     pub fn add(&mut self, rows: usize, envs: Option<&[usize]>, columns: &[Option<&[u8]>]) -> Result<()> {
         let all: Vec<usize>;
-        let envs = match envs {
-            Some(envs) => {
-                self.check_envs(envs)?;
-                envs
-            }
-            None => {
-                all = (0..self.num_envs).collect();
-                &all
-            }
+        let envs = if let Some(envs) = envs {
+            self.check_envs(envs)?;
+            envs
+        } else {
+            all = (0..self.num_envs).collect();
+            &all
         };
         self.check_columns(rows, envs.len(), columns)?;
         let ended = |env: usize| self.totals[env].checked_sub(1).is_none_or(|t| self.ended(self.slot(env, t)));

@@ -137,6 +137,7 @@ impl<'py> Outputs<'py> {
         }) {
             return Err(PyValueError::new_err(format!("the batch would have two entries {name:?}")));
         }
+        let mut sides: Vec<_> = leading.iter().copied().map(Some).collect();
         let array = |field: &Field| {
             let name = PyString::new(py, field.name());
             let Some(given) = out.map(|out| out.get_item(&name)).transpose()?.flatten() else {
@@ -145,7 +146,7 @@ impl<'py> Outputs<'py> {
                 let array = empty.call1((shape, field.dtype().name()))?.cast_into::<PyUntypedArray>()?;
                 return Ok((name, array));
             };
-            let array = column(field, &given, &mut leading.iter().copied().map(Some).collect::<Vec<_>>())?;
+            let array = column(field, &given, &mut sides)?;
             // SAFETY: the array is alive.
             if unsafe { (*array.as_array_ptr()).fields.flags } & NPY_ARRAY_WRITEABLE == 0 {
                 return Err(PyValueError::new_err(format!("field {:?}: the array is read-only", field.name())));

@@ -32,6 +32,9 @@ pub(crate) fn stacks(fields: &[Field], given: Option<BTreeMap<String, i64>>, lim
 
 /// The field called `name` of a batch that holds `field`, with an axis of frames where it is stacked.
 fn output(field: &Field, name: &str, frames: usize) -> PyResult<Field> {
+    if frames == 0 && name == field.name() {
+        return Ok(field.clone());
+    }
     let frames = if frames == 0 { vec![] } else { vec![frames] };
     Field::new(name, field.dtype(), [&frames, field.shape()].concat()).map_err(to_python)
 }

@@ -257,6 +257,7 @@ impl Replay {
         self.nbytes
     }
 
+    #[getter]
     fn stored_nbytes(&self, py: Python<'_>) -> usize {
         py.detach(|| self.read().stored_nbytes())
     }

@@ -147,7 +147,9 @@ impl StartTree {
         points[..block].fill_with(|| rng.random());
         self.tree.find(&mut points[..block], &mut leaves[..block])?;
         let refused = drawn.refused.len();
-        leaves[..block].iter().for_each(|&leaf| starts.prefetch(leaf));
+        for &leaf in &leaves[..block] {
+            starts.prefetch(leaf);
+        }
         for &leaf in &leaves[..block] {
             if !starts.accepts(leaf) {
                 drawn.refused.push(leaf);

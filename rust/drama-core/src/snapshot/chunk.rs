@@ -52,11 +52,13 @@ fn row_count(ring: &Ring, index: usize) -> usize {
 /// The least and the most bytes that a chunk of `rows` rows can have: a compressed row comes with its length and has
 /// at least a byte.
 fn file_bytes(ring: &Ring, rows: usize) -> Range<u64> {
-    let fields = ring.schema().fields().iter();
-    let (least, most) = fields.fold((HEADER, HEADER), |(least, most), field| match field.is_compressed() {
-        true => (least + rows * (LENGTH + 1), most + rows * (LENGTH + field.row_bytes())),
-        false => (least + rows * field.row_bytes(), most + rows * field.row_bytes()),
-    });
+    let (mut least, mut most) = (HEADER, HEADER);
+    for field in ring.schema().fields() {
+        let size = field.row_bytes();
+        let (short, long) = if field.is_compressed() { (LENGTH + 1, LENGTH + size) } else { (size, size) };
+        least += rows * short;
+        most += rows * long;
+    }
     least as u64..most as u64 + 1
 }
 
@@ -77,7 +79,9 @@ pub(super) fn write(ring: &Ring, index: usize, generation: u64, directory: &Path
     let body: Vec<_> = parts.into_iter().map(|(field, env, positions)| part(ring, field, env, positions)).collect();
     let mut crc = crc32fast::Hasher::new();
     crc.update(&header[CHECKED..]);
-    body.iter().for_each(|part| crc.update(part));
+    for part in &body {
+        crc.update(part);
+    }
     let crc32 = crc.finalize();
     header[12..16].copy_from_slice(&crc32.to_le_bytes());
     let bytes = (HEADER + body.iter().map(|part| part.len()).sum::<usize>()) as u64;
