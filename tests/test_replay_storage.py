@@ -231,5 +231,11 @@ def test_bad_compressions_are_refused(tmp_path: Path) -> None:
             ReplayBuffer(10, FIELDS, compress=compress)
     with pytest.raises(ValueError, match='field "terminated" is built in and cannot be compressed'):
         ReplayBuffer(10, {"terminated": ((), bool)}, compress=["terminated"])
+    for capacity, side, message in [
+        (1, 2**30 + 1, 'field "x" has rows of 1073741825 bytes, those of up to 1073741824 can be compressed'),
+        (1, 2**62, "those of up to 1073741824 can be compressed"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ReplayBuffer(capacity, {"x": ((side,), np.uint8)}, compress=["x"])
     with pytest.raises(ValueError, match='field "obs" cannot be compressed: rows in mapped files are not'):
         ReplayBuffer(10, FIELDS, compress=["obs"], storage=tmp_path)

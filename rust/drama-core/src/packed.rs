@@ -2,19 +2,34 @@
 
 use lz4_flex::block::{compress_into, decompress_into, get_maximum_output_size};
 
+use crate::error::{Error, Result};
+
+/// What a length in a save can tell by far.
+const LARGEST_ROW: usize = 1 << 30;
+
 /// One block of bytes per slot, given back when its row is overwritten.
 pub(crate) struct Packed {
     row_bytes: usize,
     /// Compressed to fewer bytes than a row has, or the row itself where that fails; empty before there is one.
+    /// No longer than up to the last slot in use.
     rows: Vec<Box<[u8]>>,
     scratch: Vec<u8>,
     stored: usize,
 }
 
 impl Packed {
-    pub(crate) fn new(slots: usize, row_bytes: usize) -> Self {
-        let scratch = vec![0; get_maximum_output_size(row_bytes)];
-        Self { row_bytes, rows: vec![Box::default(); slots], scratch, stored: 0 }
+    /// Room for the rows of the field `name`.
+    pub(crate) fn new(name: &str, slots: usize, row_bytes: usize) -> Result<Self> {
+        if row_bytes > LARGEST_ROW {
+            return Error::value(format!(
+                "field {name:?} has rows of {row_bytes} bytes, those of up to {LARGEST_ROW} can be compressed"
+            ));
+        }
+        let mut rows = Vec::new();
+        match rows.try_reserve_exact(slots) {
+            Ok(()) => Ok(Self { row_bytes, rows, scratch: Vec::new(), stored: 0 }),
+            Err(_) => Error::value(format!("no memory for field {name:?}: {slots} compressed rows")),
+        }
     }
 
     /// Bytes over all rows.
@@ -24,12 +39,21 @@ impl Packed {
 
     /// Compresses a row into its slot.
     pub(crate) fn set(&mut self, slot: usize, row: &[u8]) {
+        self.scratch.resize(get_maximum_output_size(self.row_bytes), 0);
         let packed = match compress_into(row, &mut self.scratch) {
             Ok(len) if len < row.len() => &self.scratch[..len],
             _ => row,
         };
+        let packed = packed.into();
+        self.put(slot, packed);
+    }
+
+    fn put(&mut self, slot: usize, packed: Box<[u8]>) {
+        if self.rows.len() <= slot {
+            self.rows.resize_with(slot + 1, Box::default);
+        }
         self.stored += packed.len();
-        self.stored -= std::mem::replace(&mut self.rows[slot], packed.into()).len();
+        self.stored -= std::mem::replace(&mut self.rows[slot], packed).len();
     }
 
     /// Takes a row over as `get` gave it; `false` if it is none.
@@ -39,8 +63,7 @@ impl Packed {
             || packed.len() < self.row_bytes
                 && decompress_into(&packed, &mut row).is_ok_and(|len| len == self.row_bytes);
         if whole {
-            self.stored += packed.len();
-            self.stored -= std::mem::replace(&mut self.rows[slot], packed).len();
+            self.put(slot, packed);
         }
         whole
     }

@@ -4,7 +4,10 @@ use std::{
     borrow::Cow,
     ops::Range,
     path::Path,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use crate::{
@@ -13,6 +16,7 @@ use crate::{
     finals::Finals,
     memory,
     packed::Packed,
+    sampler::Found,
     schema::{Field, Schema},
 };
 
@@ -38,6 +42,7 @@ pub struct Ring {
     /// `totals` modulo `rows_per_env`: divisions take a good part of a draw.
     pub(crate) heads: Vec<usize>,
     pub(crate) finals: Finals,
+    found: Mutex<Option<Found>>,
 }
 
 /// Environment and place of a slot, where each has `rows` of them. One environment needs no division.
@@ -70,14 +75,25 @@ impl Ring {
             Some(_) if field.is_compressed() => {
                 Error::value(format!("field {:?} cannot be compressed: rows in mapped files are not", field.name()))
             }
-            None if field.is_compressed() => Ok(Storage::Packed(Packed::new(slots, field.row_bytes()))),
+            None if field.is_compressed() => Packed::new(field.name(), slots, field.row_bytes()).map(Storage::Packed),
             _ => Column::new(field.name(), slots, field.row_bytes(), storage).map(Storage::Plain),
         };
         let columns = schema.fields().iter().map(column).collect::<Result<Vec<_>>>()?;
         let finals = Finals::new(schema.fields().len());
         let (totals, heads) = (vec![0; num_envs], vec![0; num_envs]);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { id, schema, columns, capacity, num_envs, rows_per_env, totals, heads, finals })
+        Ok(Self {
+            id,
+            schema,
+            columns,
+            capacity,
+            num_envs,
+            rows_per_env,
+            totals,
+            heads,
+            finals,
+            found: Mutex::default(),
+        })
     }
 
     /// What tells this ring from all others of the process.
@@ -227,6 +243,11 @@ impl Ring {
         let kept = (t - self.held(env).start) as usize;
         let first = (0..=limit.min(kept)).find(|&back| self.is_first(env, t - back as u64));
         first.or((limit <= kept).then_some(limit))
+    }
+
+    /// The starts that `draw_uniform` found where there are few.
+    pub(crate) fn found(&self) -> MutexGuard<'_, Option<Found>> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What follows rows that end an episode.

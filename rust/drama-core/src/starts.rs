@@ -8,18 +8,18 @@ use crate::{
     transition,
 };
 
-/// What is drawn from a start.
-#[derive(Clone, Copy)]
-enum Kind<'r> {
+/// What is drawn from a start. `N` is a list of fields.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Kind<N> {
     Sequence { length: usize },
     Episode { length: usize },
-    Transition { steps: usize, next: &'r [usize] },
+    Transition { steps: usize, next: N },
 }
 
 /// The rows of a ring that can be starts: a range in every environment, and where that is not enough a condition.
 pub struct Starts<'r> {
     ring: &'r Ring,
-    kind: Kind<'r>,
+    kind: Kind<&'r [usize]>,
     frames: usize,
     ranges: Vec<Range<u64>>,
     /// Sizes of the ranges, summed up.
@@ -53,7 +53,7 @@ impl<'r> Starts<'r> {
         Ok(Self::new(ring, Kind::Transition { steps, next }, 1))
     }
 
-    fn new(ring: &'r Ring, kind: Kind<'r>, length: usize) -> Self {
+    fn new(ring: &'r Ring, kind: Kind<&'r [usize]>, length: usize) -> Self {
         let range = |env| {
             let held = ring.held(env);
             held.start..(held.end + 1).saturating_sub(length as u64).max(held.start)
@@ -79,6 +79,25 @@ impl<'r> Starts<'r> {
     /// The ring that the starts are in.
     pub fn ring(&self) -> &'r Ring {
         self.ring
+    }
+
+    /// What is drawn, to be kept.
+    pub(crate) fn kind(&self) -> Kind<Vec<usize>> {
+        match self.kind {
+            Kind::Sequence { length } => Kind::Sequence { length },
+            Kind::Episode { length } => Kind::Episode { length },
+            Kind::Transition { steps, next } => Kind::Transition { steps, next: next.to_vec() },
+        }
+    }
+
+    /// Frames of a stack, 1 for none.
+    pub(crate) fn frames(&self) -> usize {
+        self.frames
+    }
+
+    /// How many of the newest rows of the ranges can become starts, or no longer be, by what is added.
+    pub(crate) fn unsettled(&self) -> u64 {
+        if let Kind::Transition { steps, .. } = self.kind { steps as u64 } else { 0 }
     }
 
     /// Row counters by environment.

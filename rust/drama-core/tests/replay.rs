@@ -7,8 +7,8 @@ use std::collections::HashSet;
 
 use common::{add, add_plain, ring, sequence, value};
 use drama_core::{
-    ChaCha8Rng, Counters, DynamicFrequency, Error, Result, Ring, Role, Starts, draw_uniform as draw_starts, gather,
-    seeded,
+    ChaCha8Rng, Counters, DType, DynamicFrequency, Error, Field, Result, Ring, Role, Schema, Starts,
+    draw_uniform as draw_starts, gather, seeded,
 };
 use proptest::prelude::*;
 
@@ -177,6 +177,41 @@ fn all_starts_are_drawn_whatever_their_weights() {
     assert!(drawn.is_sorted(), "a weight e^10000 times another comes first");
     drawn.dedup();
     assert_eq!(drawn.len(), 400);
+}
+
+#[test]
+fn a_block_is_as_its_rows() {
+    const SIZE: usize = 24 << 10;
+    let field = Field::new("obs", DType::from_name("uint8").unwrap(), vec![SIZE]).unwrap();
+    let schema = Schema::new(vec![field]).unwrap();
+    let mut rings: Vec<Ring> = (0..2).map(|_| Ring::new(schema.clone(), 120, 3).unwrap()).collect();
+    // Within a lap, over its end, all of it, more than that; for some environments out of order.
+    for (rows, envs) in [(30, None), (25, None), (40, None), (97, None), (1, Some([2, 0, 1])), (13, None)] {
+        let order = envs.unwrap_or([0, 1, 2]);
+        let number = |row: usize, at: usize| (rings[0].total() as usize + row) * 3 + order[at];
+        let numbers: Vec<usize> = (0..rows * 3).map(|i| number(i / 3, i % 3)).collect();
+        let obs: Vec<u8> = numbers.iter().flat_map(|n| (0..SIZE).map(move |i| ((n * 7 + i) % 251) as u8)).collect();
+        let terminated: Vec<u8> = numbers.iter().map(|n| u8::from(n % 11 == 0)).collect();
+        let truncated: Vec<u8> = numbers.iter().map(|n| u8::from(n % 13 == 0)).collect();
+        let envs = envs.as_ref().map(|envs| &envs[..]);
+        rings[0].add(rows, envs, &[Some(&obs), Some(&terminated), Some(&truncated), None]).unwrap();
+        for (i, n) in numbers.iter().enumerate() {
+            let part = |bytes: &[u8], size: usize| bytes[i * size..][..size].to_vec();
+            let (obs, ends) = (part(&obs, SIZE), (part(&terminated, 1), part(&truncated, 1)));
+            rings[1].add(1, Some(&[n % 3]), &[Some(&obs), Some(&ends.0), Some(&ends.1), None]).unwrap();
+        }
+        assert_eq!(rings[0].totals(), rings[1].totals());
+        for env in 0..3 {
+            let (held, count) = (rings[0].held(env), rings[0].filled(env));
+            let all = |ring: &Ring| {
+                let (mut obs, mut flags) = (vec![0; count * SIZE], vec![vec![9; count]; 3]);
+                let outputs = std::iter::once(&mut obs).chain(&mut flags).map(|bytes| &mut bytes[..]).collect();
+                gather(ring, &[ring.slot(env, held.start)], count, outputs).unwrap();
+                (obs, flags)
+            };
+            assert!(all(&rings[0]) == all(&rings[1]), "{rows} rows, environment {env}");
+        }
+    }
 }
 
 #[test]

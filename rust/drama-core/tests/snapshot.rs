@@ -228,6 +228,8 @@ fn manifests_with_a_right_checksum_and_wrong_numbers_are_refused() {
         ),
         ("fields", serde_json::json!([{"name": "x", "dtype": "int64", "shape": [1_u64 << 40], "compressed": false}])),
         ("fields", serde_json::json!([{"name": "x", "dtype": "object", "shape": [], "compressed": false}])),
+        ("fields", serde_json::json!([{"name": "x", "dtype": "int64", "shape": [1_u64 << 55], "compressed": true}])),
+        ("fields", serde_json::json!([{"name": "x", "dtype": "int64", "shape": [1 << 26], "compressed": true}])),
         ("fields", serde_json::json!([{"name": "x", "dtype": "int64", "shape": []}])),
         ("finals", serde_json::json!({})),
         ("finals", serde_json::json!(1)),

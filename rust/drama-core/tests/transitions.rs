@@ -217,6 +217,42 @@ proptest! {
     }
 }
 
+/// So few starts that each draw but the first meets only what came since the one before.
+#[test]
+fn rare_starts_are_all_drawn_while_rows_come_and_go() {
+    for (steps, frames, num_envs) in [(1, 1, 1), (3, 1, 2), (2, 4, 2), (1, 9, 1)] {
+        let mut model = Model::new(400 * num_envs, num_envs);
+        let mut rng = seeded(7);
+        for row in 0..1500 {
+            let every: Vec<usize> = (0..num_envs).collect();
+            let rare = |env| match (row + 31 * env) % 97 {
+                5 => End::Final,
+                40..44 => End::No,
+                60 => End::Terminated,
+                _ => End::Truncated,
+            };
+            model.add(&every, rare);
+            if row % 13 > 0 {
+                continue;
+            }
+            let expected: Vec<usize> = model.transitions(steps, 0.5, frames).into_keys().collect();
+            let next = [0];
+            let starts = Starts::transitions(&model.ring, steps, &next).unwrap().stacked(frames);
+            if expected.is_empty() {
+                assert!(draw_uniform(&starts, 1, true, &mut rng).is_err());
+                continue;
+            }
+            let mut drawn = draw_uniform(&starts, expected.len(), false, &mut rng).unwrap();
+            drawn.sort_unstable();
+            assert_eq!(drawn, expected, "row {row}, {steps} steps, {frames} frames");
+            let error = draw_uniform(&starts, expected.len() + 1, false, &mut rng).unwrap_err().to_string();
+            assert!(error.contains(&format!("only {} exist", expected.len())), "{error}");
+            let many = draw_uniform(&starts, 50 * expected.len(), true, &mut rng).unwrap();
+            assert_eq!(many.into_iter().collect::<HashSet<_>>().len(), expected.len());
+        }
+    }
+}
+
 #[test]
 fn a_start_without_a_transition_is_refused() {
     let mut model = Model::new(10, 1);

@@ -44,10 +44,13 @@ pub fn load_mutated(input: &[u8]) {
 /// A buffer, and the manifest and the chunk of its save.
 static SAVED: LazyLock<(Ring, [Vec<u8>; 2])> = LazyLock::new(|| {
     let field = Field::new("x", DType::from_name("int16").unwrap(), vec![3]).unwrap();
-    let mut ring = Ring::new(Schema::new(vec![field]).unwrap(), 10, 2).unwrap();
+    let packed = Field::new("y", DType::from_name("uint8").unwrap(), vec![40]).unwrap().compressed();
+    let mut ring = Ring::new(Schema::new(vec![field, packed]).unwrap(), 10, 2).unwrap();
     let x: Vec<u8> = (0..7 * 2 * 6).collect();
+    // Every other row gets smaller.
+    let y: Vec<u8> = (0..14 * 40).map(|at| if at / 40 % 2 == 0 { 7 } else { (at * at % 251) as u8 }).collect();
     let ends: Vec<u8> = (0..14).map(|row| u8::from(row % 5 == 4)).collect();
-    ring.add(7, None, &[Some(&x), Some(&ends), Some(&[0; 14]), None]).unwrap();
+    ring.add(7, None, &[Some(&x), Some(&y), Some(&ends), Some(&[0; 14]), None]).unwrap();
     let directory = std::env::temp_dir().join(format!("drama-fuzz-sound-{}", std::process::id()));
     save(&ring, &seeded(0), None, &directory).unwrap();
     let files = [MANIFEST, CHUNK].map(|name| fs::read(directory.join(name)).unwrap());

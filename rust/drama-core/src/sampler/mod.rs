@@ -4,12 +4,14 @@ mod dfs;
 mod follow;
 mod prioritized;
 mod recent;
+mod sparse;
 mod tree;
 mod uniform;
 
 pub use dfs::{Counters, DynamicFrequency, Role};
 pub use prioritized::{Priorities, Prioritized};
 pub use recent::draw_recent;
+pub(crate) use sparse::Found;
 pub use uniform::draw_uniform;
 
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};

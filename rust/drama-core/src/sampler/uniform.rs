@@ -4,10 +4,8 @@ use std::collections::HashSet;
 
 use rand::{Rng, RngExt, seq::index};
 
-use crate::{
-    error::{Error, Result},
-    starts::Starts,
-};
+use super::sparse::draw_found;
+use crate::{error::Result, starts::Starts};
 
 /// Draws the slots of `count` starts.
 pub fn draw_uniform(starts: &Starts<'_>, count: usize, replacement: bool, rng: &mut impl Rng) -> Result<Vec<usize>> {
@@ -19,16 +17,12 @@ pub fn draw_uniform(starts: &Starts<'_>, count: usize, replacement: bool, rng: &
     if let Some(drawn) = draw_accepted(starts, count, replacement, rng) {
         return Ok(drawn);
     }
-    // So few rows are starts that a list of them pays. That drawing again took too long says nothing of what it drew.
-    let all: Vec<_> = (0..starts.bound()).map(|number| starts.slot(number)).filter(|&s| starts.accepts(s)).collect();
-    if all.len() < if replacement { 1 } else { count } {
-        return Error::value(starts.too_few(count, !replacement, all.len()));
-    }
-    Ok(numbers(all.len(), count, replacement, rng).into_iter().map(|number| all[number]).collect())
+    // That trying took too long says nothing of what it drew.
+    draw_found(starts, count, replacement, rng)
 }
 
 /// Draws `count` numbers below `bound`.
-fn numbers(bound: usize, count: usize, replacement: bool, rng: &mut impl Rng) -> Vec<usize> {
+pub(super) fn numbers(bound: usize, count: usize, replacement: bool, rng: &mut impl Rng) -> Vec<usize> {
     if replacement {
         (0..count).map(|_| rng.random_range(0..bound)).collect()
     } else if count > bound / 4 {
