@@ -6,12 +6,16 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import Random
 
 Part = Callable[[], object]
 Parts = dict[str, Part]
 
 SHORTEST = 2e-3
 """Seconds: what takes less is called several times for one measurement."""
+PAUSE = 5e-3
+"""Seconds before each measurement: threads of the part before may wait in a loop for more work. A call that does not
+count follows, as the pause leaves the processor cold."""
 
 
 @dataclass
@@ -35,11 +39,14 @@ def compare(section: str, case: str, parts: Parts, budget: float) -> list[Row]:
         repeats[name] = max(1, int(SHORTEST / max(elapsed(part, 1), 1e-7)))
     times: dict[str, list[float]] = {name: [] for name in parts}
     order = list(parts)
+    random = Random(0)
     end = time.perf_counter() + budget
     while len(times[order[0]]) < 3 or time.perf_counter() < end:
         for name in order:
+            time.sleep(PAUSE)
+            parts[name]()
             times[name].append(elapsed(parts[name], repeats[name]))
-        order.append(order.pop(0))
+        random.shuffle(order)
     return rows(section, case, times)
 
 

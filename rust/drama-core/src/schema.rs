@@ -1,5 +1,7 @@
 //! Which fields a row has, and how many bytes each takes.
 
+use std::sync::Arc;
+
 use crate::error::{Error, Result};
 
 /// Fields that every buffer has, last in the schema and in this order.
@@ -60,7 +62,8 @@ impl DType {
 /// One named field of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
-    name: String,
+    /// Shared, as the fields of every batch are copies of these.
+    name: Arc<str>,
     dtype: DType,
     shape: Vec<usize>,
     row_bytes: usize,
@@ -73,7 +76,7 @@ impl Field {
         let bytes = shape.iter().try_fold(dtype.itemsize, |bytes, &side| bytes.checked_mul(side));
         match bytes {
             Some(row_bytes) if row_bytes > 0 && isize::try_from(row_bytes).is_ok() => {
-                Ok(Self { name: name.to_owned(), dtype, shape, row_bytes, compressed: false })
+                Ok(Self { name: name.into(), dtype, shape, row_bytes, compressed: false })
             }
             Some(0) => Error::value(format!("field {name:?} has shape {shape:?}, every side must be at least 1")),
             _ => Error::value(format!("field {name:?} has shape {shape:?}, which does not fit the address space")),
@@ -127,10 +130,10 @@ impl Schema {
             if field.name.is_empty() {
                 return Error::value("a field has an empty name");
             }
-            if RESERVED.contains(&field.name.as_str()) {
+            if RESERVED.contains(&&*field.name) {
                 return Error::value(format!("field name {:?} is reserved", field.name));
             }
-            if BUILT_IN.contains(&field.name.as_str()) {
+            if BUILT_IN.contains(&&*field.name) {
                 if field.dtype != DType::BOOL || !field.shape.is_empty() {
                     return Error::value(format!(
                         "field {:?} is built in with dtype bool and shape [], got {} {:?}",

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    memory::table,
+    memory::{prefetch, table},
     ring::Ring,
     starts::Starts,
 };
@@ -112,6 +112,10 @@ impl DynamicFrequency {
         let drawn = tree.draw_distinct(starts, count, rng);
         tree.set(ring, drawn.refused.iter().copied(), |slot| self.weight(role, slot));
         *self.tree(role) = Some(tree);
+        for &slot in &drawn.starts {
+            prefetch(&self.counters.n, slot);
+            prefetch(&self.counters.b, slot);
+        }
         let complete = drawn.starts.len() == count;
         if complete {
             let counts = match role {
