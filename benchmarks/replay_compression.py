@@ -81,7 +81,7 @@ def measure(game: str, count: int, seconds: float) -> tuple[float, list[Row]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--games", nargs="+", default=["Pong", "Breakout"])
-    parser.add_argument("--rows", type=int, default=10_000, help="at least 8192, the rows of a batch")
+    parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=3.0, help="for one comparison")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()

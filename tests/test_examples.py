@@ -108,6 +108,14 @@ def test_the_replay_benchmark_runs_and_names_what_it_left_out() -> None:
         assert there != any(f"left out: {peer}" in line for line in result["left_out"])
 
 
+def test_the_compression_benchmark_shows_ratio_and_cost() -> None:
+    options = ["--games", "Pong", "--rows", "300", "--seconds", "0.02"]
+    result = json.loads(run("benchmarks/replay_compression.py", *options, "--json"))["Pong"]
+    assert result["ratio"] > 5
+    assert {row["name"] for row in result["rows"]} == {"with compress=", "without"}
+    assert all(row["seconds"] > 0 for row in result["rows"])
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_benchmark_of_environments_runs_and_names_what_it_left_out() -> None:
