@@ -31,9 +31,7 @@ class MetricsWriter:
             lines = path.read_text().splitlines()
             write_atomically(path, "".join(line + "\n" for line in lines if _step(line) <= keep_until))
         self._file = path.open("a", buffering=1)
-        self._board = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=None if keep_until is None else keep_until + 1
-        )
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=keep_until + 1)
 
     def write(self, event: str, step: int, values: dict[str, float]) -> None:
         """Record named scalars. Values that are not finite become null in the JSON file."""

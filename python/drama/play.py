@@ -39,7 +39,6 @@ def watch(run: Path, *, episodes: int, greedy: bool | None, seed: int, device: s
     """The steps of the last checkpoint's agent in `episodes` episodes; `greedy` None follows the run's protocol."""
     config, learner, _ = load_learner(run, device)
     env = make_env(config.game, scored(config).env)
-    meanings = action_meanings(env)
     greedy = config.env.protocol == "paper" if greedy is None else greedy
     player = Player(learner.world_model, learner.agent, 1, greedy=greedy)
     torch.manual_seed(seed)
@@ -49,7 +48,7 @@ def watch(run: Path, *, episodes: int, greedy: bool | None, seed: int, device: s
         while not ended:
             with learner.autocast:
                 action = int(player.act(frame[None], np.array([step == 0]))[0])
-            yield Played(_picture(env, frame), episode, step, score, meanings[action])
+            yield Played(_picture(env, frame), episode, step, score, env.action_meanings[action])
             frame, reward, terminated, truncated, _ = env.step(action)
             ended = terminated or truncated
             score += reward
@@ -78,7 +77,7 @@ class Dream:
         self.config, self._learner, _ = load_learner(run, device)
         self._model = self._learner.world_model
         self._env = make_env(self.config.game, self.config.env)
-        self.meanings = action_meanings(self._env)
+        self.meanings = self._env.action_meanings
         self._player = Player(self._model, self._learner.agent, 1)
         torch.manual_seed(seed)
         self._random = np.random.default_rng(seed)
@@ -133,12 +132,6 @@ class Dream:
     def _picture(self, z: torch.Tensor) -> Picture:
         picture: Picture = to_uint8(self._model.decode(z))[0].cpu().numpy()
         return picture
-
-
-def action_meanings(env: FrameEnv) -> Sequence[str]:
-    """ALE's name of each action, such as `UPRIGHTFIRE`; an environment without names has `0`, `1`, …"""
-    names: Sequence[str] | None = getattr(env, "action_meanings", None)
-    return names or [str(action) for action in range(int(env.action_space.n))]
 
 
 def action_of_keys(pressed: set[str], meanings: Sequence[str]) -> int:

@@ -6,7 +6,8 @@ and `life_lost`, and whose `get_state` and `set_state` let a run resume exactly.
 """
 
 from drama.envs.atari import AtariEnv, atari_games
-from drama.envs.making import FrameEnv, game_names, make_atari, make_env, make_frames, make_vector, register
+from drama.envs.frames import FrameEnv
+from drama.envs.making import game_names, make_atari, make_env, make_frames, make_vector, register
 from drama.envs.processes import WorkerDied
 from drama.envs.small import Catch
 from drama.envs.vector import VectorEnv

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import pickle
-from typing import Any, ClassVar
+from typing import Any
 
 import ale_py
 import gymnasium
 import numpy as np
 from ale_py.env import AtariEnv as _AleEnv
-from numpy.typing import NDArray
 
 from drama._native import AtariStepper
 from drama.config import EnvConfig, did_you_mean
+from drama.envs.frames import Frame, FrameEnv
 
 gymnasium.register_envs(ale_py)
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 
-Frame = NDArray[np.uint8]
 NOOP, FIRE = ale_py.Action.NOOP.value, ale_py.Action.FIRE.value
 
 
@@ -27,7 +26,7 @@ def atari_games() -> list[str]:
     return sorted(name.removeprefix("ALE/").removesuffix("-v5") for name in ids)
 
 
-class AtariEnv(gymnasium.Env[Frame, np.int64]):
+class AtariEnv(FrameEnv):
     """One Atari game: by default four emulator frames per step, the last two pooled, resized by area.
 
     With the same seed, options and actions it equals `gymnasium.wrappers.AtariPreprocessing`, no-ops and sticky actions
@@ -41,9 +40,6 @@ class AtariEnv(gymnasium.Env[Frame, np.int64]):
     Raises:
         ValueError: for an unknown game; the message names the nearest ones. For an option that has no meaning.
     """
-
-    info_fields: ClassVar[dict[str, type[np.generic]]] = {"lives": np.int64, "life_lost": np.bool_}
-    """What every `info` holds, with the types."""
 
     def __init__(self, game: str, config: EnvConfig) -> None:
         config.validate()
@@ -73,27 +69,19 @@ class AtariEnv(gymnasium.Env[Frame, np.int64]):
         self._noop_max = config.noops
         self._clip_rewards = config.clip_rewards
         self._actions = [action.value for action in ale_env._action_set]
+        self.action_meanings = [action.name for action in ale_env._action_set]
         self._fire = config.fire_reset and FIRE in self._actions
         stack = () if config.frame_stack == 1 else (config.frame_stack,)
         self._shape = (*stack, *config.frame_size, 1 if config.grayscale else 3)
         self.observation_space = gymnasium.spaces.Box(0, 255, self._shape, np.uint8)
-        self.action_space: gymnasium.spaces.Discrete = gymnasium.spaces.Discrete(len(self._actions))
+        self.action_space = gymnasium.spaces.Discrete(len(self._actions))
         _, seed = ale_env.seed_game()
         self._stepper.begin(int(seed))
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
-        frame = np.empty(self._shape, np.uint8)
-        return frame, self.reset_into(frame, seed=seed, options=options)
-
-    def step(self, action: np.int64 | int) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
-        frame = np.empty(self._shape, np.uint8)
-        return frame, *self.step_into(action, frame)
 
     def reset_into(
         self, out: Frame, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """`reset` that writes the observation to `out`, C-contiguous and of the observation's shape; gives the info."""
-        super().reset(seed=seed, options=options)
+        self._seed(seed, options)
         self._restart(seed)
         if self._noop_max:
             for _ in range(int(self._env.np_random.integers(1, self._noop_max + 1))):
@@ -103,18 +91,11 @@ class AtariEnv(gymnasium.Env[Frame, np.int64]):
         return {"lives": self._stepper.reset(out), "life_lost": False}
 
     def step_into(self, action: np.int64 | int, out: Frame) -> tuple[float, bool, bool, dict[str, Any]]:
-        """`step` that writes the observation to `out`; gives reward, terminated, truncated, info."""
-        if not 0 <= action < len(self._actions):
-            raise ValueError(f"action: {action} is out of range; expected 0 to {len(self._actions) - 1}")
+        self._check_action(action)
         reward, terminated, truncated, lives, life_lost = self._stepper.step(self._actions[action], out)
         if self._clip_rewards:
             reward = float(np.sign(reward))
         return reward, terminated, truncated, {"lives": lives, "life_lost": life_lost}
-
-    @property
-    def action_meanings(self) -> list[str]:
-        """ALE's name of each action, such as `UPRIGHTFIRE`."""
-        return [ale_py.Action(action).name for action in self._actions]
 
     def render(self) -> Frame:
         """The emulator's own picture, `[210, 160, 3]` for most games."""
@@ -122,7 +103,6 @@ class AtariEnv(gymnasium.Env[Frame, np.int64]):
         return screen
 
     def get_state(self) -> bytes:
-        """Everything that decides the future of this environment, random numbers included."""
         return pickle.dumps(
             {
                 "ale": self._env.ale.cloneSystemState(),
@@ -132,7 +112,6 @@ class AtariEnv(gymnasium.Env[Frame, np.int64]):
         )
 
     def set_state(self, state: bytes) -> None:
-        """Go on from what `get_state` returned, in any process."""
         values = pickle.loads(state)
         self._env.ale.restoreSystemState(values["ale"])
         self._stepper.set_state(values["stepper"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import gymnasium
@@ -12,11 +11,12 @@ from gymnasium.vector import AutoresetMode
 
 from drama.config import EnvConfig, did_you_mean
 from drama.envs.atari import AtariEnv, atari_games
+from drama.envs.frames import FrameEnv
 from drama.envs.small import Catch, Doorway, GridTask, Recall
-from drama.envs.vector import EnvFn, VectorEnv
+from drama.envs.vector import VectorEnv
 from drama.envs.worker import EnvError
 
-FrameEnv = AtariEnv | GridTask
+make_vector = VectorEnv  # the name that goes with `make_atari`
 SMALL: dict[str, type[GridTask]] = {"Catch": Catch, "Doorway": Doorway, "Recall": Recall}
 
 
@@ -35,52 +35,6 @@ def make_env(game: str, config: EnvConfig | None = None) -> FrameEnv:
 def _check_game(game: str) -> None:
     if game not in (names := game_names()):
         raise ValueError(f"game: {game!r} is unknown{did_you_mean(game, names)}; `drama games` lists all {len(names)}")
-
-
-def make_vector(
-    env_fns: Sequence[EnvFn],
-    *,
-    num_workers: int | Literal["auto"] | None = "auto",
-    autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
-    batch_size: int | None = None,
-    copy: bool = True,
-    on_worker_death: Literal["raise", "restart"] = "raise",
-    timeout: float | None = None,
-) -> VectorEnv:
-    """Make a vector of any Gymnasium environments.
-
-    Args:
-        env_fns: functions that each make one environment; all must have the same spaces. Environments in worker
-            processes are made there, so their functions must be picklable by cloudpickle.
-        num_workers: number of processes that step environments, this one included; 0 or 1 is this one alone. None
-            is one for each core. "auto" makes one more environment, times some steps of it and how fast workers
-            answer, and takes workers where that is faster; the results do not depend on it.
-        autoreset_mode: as for `gymnasium.vector.SyncVectorEnv`.
-        batch_size: number of environments that `recv` waits for, by default all.
-        copy: whether observations are copies. Without, they are the memory that the next step writes to.
-        on_worker_death: "raise" raises WorkerDied when a worker process ends. "restart" makes another, with new
-            environments that are reset, unseeded. For an environment that was stepping, the step's result is reward
-            0, truncated, the new first observation (as `final_obs` too in SAME_STEP), and "worker_restarted" in the
-            info; one that was idle gives that at its next step. In NEXT_STEP the step after resets once more.
-        timeout: seconds that an answer of the environments may take before TimeoutError is raised. They are made
-            without a limit.
-
-    With `timeout` or "restart", all environments live in worker processes, `num_workers` of them; without, the first
-    share is stepped by this process, as it has nothing else to do.
-
-    Raises:
-        ValueError, TypeError: for arguments that make no sense, and for environments with different spaces.
-        EnvError: if an environment cannot be made.
-    """
-    return VectorEnv(
-        env_fns,
-        num_workers=num_workers,
-        autoreset_mode=autoreset_mode,
-        batch_size=batch_size,
-        copy=copy,
-        on_worker_death=on_worker_death,
-        timeout=timeout,
-    )
 
 
 def make_atari(
@@ -107,7 +61,7 @@ def make_atari(
     _check_game(game)
     env_fn = functools.partial(make_env, game, _configured(config, options))
     try:
-        return make_vector(
+        return VectorEnv(
             [env_fn] * num_envs,
             num_workers=num_workers,
             autoreset_mode=autoreset_mode,

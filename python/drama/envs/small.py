@@ -6,20 +6,19 @@ Each draws bright cells on a black 8 x 8 grid. `info` holds `lives` and `life_lo
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
 
 from drama.config import EnvConfig
-from drama.envs.atari import AtariEnv, Frame
+from drama.envs.frames import Frame, FrameEnv
 
 GRID = 8
 MOVES = (0, -1, 1)
 
 
-class GridTask(gymnasium.Env[Frame, np.int64]):
+class GridTask(FrameEnv):
     """What the tasks share: the picture, and what the trainer and the vector engine ask of an environment.
 
     A task keeps everything that decides its future in `self._state`, besides `self.np_random`.
@@ -27,9 +26,6 @@ class GridTask(gymnasium.Env[Frame, np.int64]):
     Args:
         config: size and channels of the frame; the options of Atari's emulator are refused.
     """
-
-    info_fields: ClassVar[Mapping[str, type[np.generic]]] = AtariEnv.info_fields
-    action_meanings: ClassVar[tuple[str, ...]]
 
     def __init__(self, config: EnvConfig) -> None:
         config.validate()
@@ -44,32 +40,21 @@ class GridTask(gymnasium.Env[Frame, np.int64]):
         self._cell = (height // GRID, width // GRID)
         self._shape = (height, width, 1 if config.grayscale else 3)
         self.observation_space = gymnasium.spaces.Box(0, 255, self._shape, np.uint8)
-        self.action_space: gymnasium.spaces.Discrete = gymnasium.spaces.Discrete(len(self.action_meanings))
+        self.action_space = gymnasium.spaces.Discrete(len(self.action_meanings))
         self._state: dict[str, int] = {}
         self._ended = True
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
-        frame = np.empty(self._shape, np.uint8)
-        return frame, self.reset_into(frame, seed=seed, options=options)
-
-    def step(self, action: np.int64 | int) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
-        frame = np.empty(self._shape, np.uint8)
-        return frame, *self.step_into(action, frame)
 
     def reset_into(
         self, out: Frame, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """`reset` that writes the observation to `out`; gives the info."""
-        super().reset(seed=seed, options=options)
+        self._seed(seed, options)
         self._begin()
         self._ended = False
         self._draw(out)
         return {"lives": 0, "life_lost": False}
 
     def step_into(self, action: np.int64 | int, out: Frame) -> tuple[float, bool, bool, dict[str, Any]]:
-        """`step` that writes the observation to `out`; gives reward, terminated, truncated, info."""
-        if not 0 <= action < len(self.action_meanings):
-            raise ValueError(f"action: {action} is out of range; expected 0 to {len(self.action_meanings) - 1}")
+        self._check_action(action)
         if self._ended:
             raise RuntimeError("step: the episode has ended; call reset")
         reward, terminated, truncated = self._move(int(action))
@@ -78,11 +63,9 @@ class GridTask(gymnasium.Env[Frame, np.int64]):
         return reward, terminated, truncated, {"lives": 0, "life_lost": False}
 
     def get_state(self) -> bytes:
-        """Everything that decides the future of this environment, random numbers included."""
         return pickle.dumps((self._state, self._ended, self.np_random.bit_generator.state))
 
     def set_state(self, state: bytes) -> None:
-        """Go on from what `get_state` returned."""
         self._state, self._ended, self.np_random.bit_generator.state = pickle.loads(state)
 
     def _begin(self) -> None:

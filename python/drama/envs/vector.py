@@ -57,7 +57,7 @@ class _Engine:
 
 
 class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
-    """Several environments as one; `drama.envs.make_vector` makes it and describes the arguments.
+    """Any Gymnasium environments as one, also called `drama.envs.make_vector`.
 
     A `gymnasium.vector.VectorEnv` that gives what `gymnasium.vector.SyncVectorEnv` gives, for the same seeds and
     actions. Actions are cast to the dtype of the action space first.
@@ -67,6 +67,29 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     goes to these.
 
     After an `EnvError` the vector goes on with `reset`; after a `WorkerDied` or `TimeoutError` it can only be closed.
+
+    Args:
+        env_fns: functions that each make one environment; all must have the same spaces. Environments in worker
+            processes are made there, so their functions must be picklable by cloudpickle.
+        num_workers: number of processes that step environments, this one included; 0 or 1 is this one alone. None
+            is one for each core. "auto" makes one more environment, times some steps of it and how fast workers
+            answer, and takes workers where that is faster; the results do not depend on it.
+        autoreset_mode: as for `gymnasium.vector.SyncVectorEnv`.
+        batch_size: number of environments that `recv` waits for, by default all.
+        copy: whether observations are copies. Without, they are the memory that the next step writes to.
+        on_worker_death: "raise" raises WorkerDied when a worker process ends. "restart" makes another, with new
+            environments that are reset, unseeded. For an environment that was stepping, the step's result is reward
+            0, truncated, the new first observation (as `final_obs` too in SAME_STEP), and "worker_restarted" in the
+            info; one that was idle gives that at its next step. In NEXT_STEP the step after resets once more.
+        timeout: seconds that an answer of the environments may take before TimeoutError is raised. They are made
+            without a limit.
+
+    With `timeout` or "restart", all environments live in worker processes, `num_workers` of them; without, the first
+    share is stepped by this process, as it has nothing else to do.
+
+    Raises:
+        ValueError, TypeError: for arguments that make no sense, and for environments with different spaces.
+        EnvError: if an environment cannot be made.
     """
 
     def __init__(

@@ -1,0 +1,63 @@
+"""What this package asks of an environment, and what all of its own share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+Frame: TypeAlias = NDArray[np.uint8]
+
+
+class FrameEnv(gymnasium.Env[Frame, np.int64], ABC):
+    """A `gymnasium.Env` of uint8 frames and discrete actions.
+
+    A subclass says how to `reset_into` and `step_into` memory that it is given; `reset` and `step` take fresh memory,
+    the vector engine gives its own.
+    """
+
+    info_fields: ClassVar[Mapping[str, type[np.generic]]] = {"lives": np.int64, "life_lost": np.bool_}
+    """What every `info` holds, with the types."""
+    action_space: gymnasium.spaces.Discrete
+    action_meanings: Sequence[str]
+    """ALE's name of each action, such as `UPRIGHTFIRE`."""
+    _shape: tuple[int, ...]
+    """Of an observation."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
+        frame = np.empty(self._shape, np.uint8)
+        return frame, self.reset_into(frame, seed=seed, options=options)
+
+    def step(self, action: np.int64 | int) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
+        frame = np.empty(self._shape, np.uint8)
+        return frame, *self.step_into(action, frame)
+
+    @abstractmethod
+    def reset_into(
+        self, out: Frame, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """`reset` that writes the observation to `out`, C-contiguous and of the observation's shape; gives the info."""
+
+    @abstractmethod
+    def step_into(self, action: np.int64 | int, out: Frame) -> tuple[float, bool, bool, dict[str, Any]]:
+        """`step` that writes the observation to `out`; gives reward, terminated, truncated, info."""
+
+    @abstractmethod
+    def get_state(self) -> bytes:
+        """Everything that decides the future of this environment, random numbers included."""
+
+    @abstractmethod
+    def set_state(self, state: bytes) -> None:
+        """Go on from what `get_state` returned, in any process."""
+
+    def _seed(self, seed: int | None, options: dict[str, Any] | None) -> None:
+        """Gymnasium's own `reset`, which begins `np_random` anew if there is a seed."""
+        super().reset(seed=seed, options=options)
+
+    def _check_action(self, action: np.int64 | int) -> None:
+        if not 0 <= action < len(self.action_meanings):
+            raise ValueError(f"action: {action} is out of range; expected 0 to {len(self.action_meanings) - 1}")
