@@ -1,4 +1,9 @@
-//! Large tables: pages, prefetching and copies beside the caches.
+//! Owned bytes, and what makes large ones fast: pages, prefetching and copies beside the caches.
+
+use std::{
+    alloc::{Layout, alloc_zeroed, dealloc},
+    ptr::NonNull,
+};
 
 /// Size from which large pages are asked for, as NumPy does.
 #[cfg(target_os = "linux")]
@@ -8,6 +13,67 @@ const HUGE_FROM: usize = 4 << 20;
 const PAGE: usize = 64 << 10;
 /// Size of a copy from which its target does not stay in the caches anyway.
 pub(crate) const STREAM_FROM: usize = 16 << 20;
+
+/// Zeroed bytes on a cache line, on the heap or mapped from a file. Who may read and write which is up to the owner.
+pub(crate) struct Block {
+    pointer: NonNull<u8>,
+    layout: Layout,
+    mapped: bool,
+}
+
+// SAFETY: the bytes are owned, and reached only through a raw pointer.
+unsafe impl Send for Block {}
+// SAFETY: as above.
+unsafe impl Sync for Block {}
+
+impl Block {
+    /// The layout of some bytes; `None` for none or for more than there can be.
+    pub(crate) fn layout(bytes: usize) -> Option<Layout> {
+        Layout::from_size_align(bytes, 64).ok().filter(|layout| layout.size() > 0)
+    }
+
+    /// Heap memory whose pages cost something only once they are written; `None` where there is none. The layout is
+    /// one that `layout` gave.
+    pub(crate) fn zeroed(layout: Layout) -> Option<Self> {
+        // SAFETY: the layout has a size above zero.
+        let pointer = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        Some(Self { pointer, layout, mapped: false })
+    }
+
+    /// The first bytes of `file`, shared with everyone who maps them.
+    #[cfg(any(target_os = "linux", target_os = "macos"))]
+    pub(crate) fn mapped(layout: Layout, file: impl std::os::fd::AsFd) -> std::io::Result<Self> {
+        use rustix::mm::{MapFlags, ProtFlags, mmap};
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at a place that the system chooses.
+        let pointer = unsafe { mmap(std::ptr::null_mut(), layout.size(), access, MapFlags::SHARED, file, 0) }?;
+        let pointer = NonNull::new(pointer.cast()).ok_or(std::io::ErrorKind::OutOfMemory)?;
+        Ok(Self { pointer, layout, mapped: true })
+    }
+
+    /// Where the bytes begin.
+    pub(crate) fn pointer(&self) -> *mut u8 {
+        self.pointer.as_ptr()
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.layout.size()
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        if self.mapped {
+            // SAFETY: mapped in `mapped` with this size. It cannot fail for a mapping that exists.
+            #[cfg(any(target_os = "linux", target_os = "macos"))]
+            let _ = unsafe { rustix::mm::munmap(self.pointer.as_ptr().cast(), self.layout.size()) };
+        } else {
+            // SAFETY: allocated in `zeroed` with this layout.
+            unsafe { dealloc(self.pointer.as_ptr(), self.layout) };
+        }
+    }
+}
 
 /// Asks for large pages behind memory just allocated: rows drawn here and there cost few page walks then.
 pub(crate) fn prefer_huge_pages<T>(start: *const T, bytes: usize) {

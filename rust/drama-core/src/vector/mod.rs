@@ -20,11 +20,11 @@ use std::{
 };
 
 pub use self::memory::Handle;
-use self::{
-    memory::Memory,
-    signal::{Bell, Spin},
+use self::signal::{Bell, Spin};
+use crate::{
+    error::{Error, Result},
+    memory::Block,
 };
-use crate::error::{Error, Result};
 
 /// Bytes for what does not fit the regions: infos, mostly. A page costs memory only once it is written.
 const MAIL_BYTES: usize = 1 << 16;
@@ -126,7 +126,7 @@ impl Plan {
 
 /// The shared memory of a vector of environments, as one process sees it.
 pub struct Board {
-    memory: Memory,
+    memory: Block,
     plan: Plan,
     spin: Spin,
 }
@@ -137,10 +137,10 @@ impl Board {
     pub fn new(shares: &[usize], rows: &[usize], shared: bool, crowded: bool) -> Result<(Self, Option<Handle>)> {
         let plan = Plan::new(shares, rows)?;
         let (memory, handle) = if shared {
-            let (memory, handle) = Memory::shared(plan.bytes)?;
+            let (memory, handle) = memory::shared(plan.bytes)?;
             (memory, Some(handle))
         } else {
-            (Memory::private(plan.bytes)?, None)
+            (memory::private(plan.bytes)?, None)
         };
         Ok((Self { memory, plan, spin: Spin::new(crowded) }, handle))
     }
@@ -148,7 +148,7 @@ impl Board {
     /// The board that another process made with the same numbers.
     pub fn attach(shares: &[usize], rows: &[usize], handle: &Handle, crowded: bool) -> Result<Self> {
         let plan = Plan::new(shares, rows)?;
-        let memory = Memory::map(plan.bytes, handle)?;
+        let memory = memory::map(plan.bytes, handle)?;
         Ok(Self { memory, plan, spin: Spin::new(crowded) })
     }
 
