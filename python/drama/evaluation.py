@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from drama import __version__, checkpoint
 from drama.agent.player import Player
@@ -145,6 +146,41 @@ def evaluate_run(
     return result | {"file": str(run / name)}
 
 
+class RealPlay:
+    """The agent in the real game, as long as somebody asks for more: what dreams begin with.
+
+    Args:
+        config: of the run.
+        learner: its networks.
+        seed: seed of the game and of torch's random numbers.
+    """
+
+    def __init__(self, config: Config, learner: Learner, seed: int) -> None:
+        self.env = make_env(config.game, config.env)
+        self._learner = learner
+        self._player = Player(learner.world_model, learner.agent, 1)
+        torch.manual_seed(seed)
+        self._frame, _ = self.env.reset(seed=seed)
+        self._first = True
+
+    def last(self, count: int, *, of: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Play `of` steps; gives the last `count`: `obs[1, count, H, W, C]`, `action` and `is_first[1, count]`."""
+        rows = []
+        for _ in range(of):
+            with self._learner.autocast:
+                action = int(self._player.act(self._frame[None], np.array([self._first]))[0])
+            rows.append((self._frame, action, self._first))
+            self._frame, _, terminated, truncated, _ = self.env.step(action)
+            self._first = terminated or truncated
+            if self._first:
+                self._frame, _ = self.env.reset()
+        obs, actions, is_first = (
+            torch.from_numpy(np.stack(column))[None].to(self._learner.device)
+            for column in zip(*rows[-count:], strict=True)
+        )
+        return obs, actions, is_first
+
+
 def dream_run(run: Path, *, steps: int, context: int, skip: int, seed: int, device: str = "auto") -> np.ndarray:
     """Play, then dream from the same frames: a video of real frames, reconstructions and the open-loop dream.
 
@@ -165,23 +201,7 @@ def dream_run(run: Path, *, steps: int, context: int, skip: int, seed: int, devi
         if value < 0:
             raise ValueError(f"{name}: {value} must not be negative")
     config, learner, _ = load_learner(run, device)
-    env = make_env(config.game, config.env)
-    player = Player(learner.world_model, learner.agent, 1)
-    torch.manual_seed(seed)
-    frame, _ = env.reset(seed=seed)
-    first = True
-    rows = []
-    for _ in range(skip + steps):
-        with learner.autocast:
-            action = int(player.act(frame[None], np.array([first]))[0])
-        rows.append((frame, action, first))
-        frame, _, terminated, truncated, _ = env.step(action)
-        first = terminated or truncated
-        if first:
-            frame, _ = env.reset()
-    obs, actions, is_first = (
-        torch.from_numpy(np.stack(column))[None].to(learner.device) for column in zip(*rows[skip:], strict=True)
-    )
+    obs, actions, is_first = RealPlay(config, learner, seed).last(steps, of=skip + steps)
     with learner.autocast:
         pictures = dream_frames(learner.world_model, obs, actions, is_first, context)
     return dream_video(obs, *pictures, context)

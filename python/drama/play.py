@@ -16,8 +16,8 @@ from drama.agent.player import Player
 from drama.config import Config
 from drama.dream import to_uint8
 from drama.envs import AtariEnv, FrameEnv, make_env
-from drama.evaluation import load_learner, scored
-from drama.imagination import start_from
+from drama.evaluation import RealPlay, load_learner, scored
+from drama.imagination import observe
 
 Picture = NDArray[np.uint8]  # [H, W, 1 or 3]
 EMULATOR_FPS = 60
@@ -76,34 +76,18 @@ class Dream:
     def __init__(self, run: Path, *, seed: int, device: str = "auto") -> None:
         self.config, self._learner, _ = load_learner(run, device)
         self._model = self._learner.world_model
-        self._env = make_env(self.config.game, self.config.env)
-        self.meanings = self._env.action_meanings
-        self._player = Player(self._model, self._learner.agent, 1)
-        torch.manual_seed(seed)
+        self._real = RealPlay(self.config, self._learner, seed)
+        self.meanings = self._real.env.action_meanings
         self._random = np.random.default_rng(seed)
-        self._real, _ = self._env.reset(seed=seed)
-        self._first = True
         self.restart()
 
     @torch.no_grad()
     def restart(self) -> None:
         """Begin another dream: `frame` is then the last real frame, reconstructed, and the score is 0."""
         context = self.config.train.context
-        rows: list[tuple[Picture, int, bool]] = []
-        for _ in range(context + int(self._random.integers(60))):
-            with self._learner.autocast:
-                action = int(self._player.act(self._real[None], np.array([self._first]))[0])
-            rows.append((self._real, action, self._first))
-            self._real, _, terminated, truncated, _ = self._env.step(action)
-            self._first = terminated or truncated
-            if self._first:
-                self._real, _ = self._env.reset()
-        obs, actions, is_first = (
-            torch.from_numpy(np.stack(column))[None].to(self._learner.device)
-            for column in zip(*rows[-context:], strict=True)
-        )
+        obs, actions, is_first = self._real.last(context, of=context + int(self._random.integers(60)))
         with self._learner.autocast:
-            start = start_from(self._model, self._model.sample(self._model.encode(obs)), actions, is_first)
+            start = observe(self._model, obs, actions, is_first)
             self.frame = self._picture(start.z)
         self._z, self._state = start.z, start.state
         self._dream_first: torch.Tensor | None = start.is_first
