@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from drama.agent.player import Player
 from drama.config import PRESETS, Config, preset
+from drama.cost import median_milliseconds
 from drama.device import resolve_device
 from drama.envs import make_env
 from drama.imagination import imagine, observe
@@ -32,21 +31,6 @@ from drama.trainer import random_play
 ROWS = 2000
 PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
 REST = 10
-
-
-def milliseconds(part: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Median time of `part`, after two calls that do not count."""
-    times = []
-    for i in range(repeats + 2):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        begin = time.perf_counter()
-        part()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if i >= 2:
-            times.append(time.perf_counter() - begin)
-    return 1000 * statistics.median(times)
 
 
 @dataclass
@@ -152,7 +136,7 @@ def measure(config: Config, repeats: int) -> dict[str, float]:
         "acting": act,
         "environment": environment,
     }
-    times = {name: milliseconds(part, repeats, device) for name, part in parts.items()}
+    times = {name: median_milliseconds(part, device, repeats, uncounted=2) for name, part in parts.items()}
     times["  actor-critic"] = times["agent update"] - times["  context"] - times["  imagination"]
     updates = times["world model update"] + times["agent update"] + times["replay"]
     times["whole step"] = updates / train.train_every + times["acting"] + times["environment"]

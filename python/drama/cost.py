@@ -59,23 +59,27 @@ def milliseconds(config: Config, learner: Learner, env: gym.Env) -> dict[str, fl
             env.reset()
 
     times = {
-        "world_model": _median(lambda: learner.update_world_model(sequences), device) / t.train_every,
-        "agent": _median(lambda: learner.update_agent(starts), device) / t.train_every,
-        "acting": _median(act, device),
+        "world_model": median_milliseconds(lambda: learner.update_world_model(sequences), device) / t.train_every,
+        "agent": median_milliseconds(lambda: learner.update_agent(starts), device) / t.train_every,
+        "acting": median_milliseconds(act, device),
     }
     return times | {"sum": sum(times.values())}
 
 
-def _median(part: Callable[[], object], device: torch.device) -> float:
-    """Milliseconds of `part`, after one call that does not count."""
+def median_milliseconds(
+    part: Callable[[], object], device: torch.device, repeats: int = REPEATS, uncounted: int = 1
+) -> float:
+    """Median time of `part`, the work on the device included, after some calls that do not count."""
     times = []
-    for _ in range(REPEATS + 1):
+    for _ in range(uncounted + repeats):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         begin = time.perf_counter()
         part()
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(1000 * (time.perf_counter() - begin))
-    return statistics.median(times[1:])
+    return statistics.median(times[uncounted:])
 
 
 def _blank_batch(config: Config, channels: int, rows: int, length: int, device: torch.device) -> Batch:
