@@ -247,3 +247,27 @@ fn manifests_with_a_right_checksum_and_wrong_numbers_are_refused() {
     fs::remove_file(&path).unwrap();
     assert!(matches!(load(&directory.0), Err(Error::Io { .. })));
 }
+
+#[test]
+fn a_load_while_another_saves_gives_one_of_the_saves() {
+    let directory = Directory::new();
+    let mut ring = large(200, 1);
+    let saves = 40;
+    add_large(&mut ring, 200);
+    let mut saved = save(&ring, &seeded(0), None, &directory.0).unwrap();
+    std::thread::scope(|scope| {
+        let saver = scope.spawn(|| {
+            for _ in 0..saves {
+                add_large(&mut ring, 200);
+                saved = save(&ring, &seeded(0), Some(&saved), &directory.0).unwrap();
+            }
+        });
+        while !saver.is_finished() {
+            let (loaded, _, _) = load(&directory.0).unwrap();
+            let last = loaded.total();
+            assert_eq!(last % 200, 0);
+            let rows: Vec<u8> = (last - 200..last).map(|t| t as u8).collect();
+            assert_eq!(first_bytes(&loaded), rows);
+        }
+    });
+}

@@ -21,7 +21,7 @@ const SIZE_LIMIT: u64 = 256 << 20;
 const TOTAL_LIMIT: u64 = 1 << 62;
 
 /// One file of a save.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct ChunkEntry {
     pub(super) generation: u64,
     pub(super) crc32: u32,

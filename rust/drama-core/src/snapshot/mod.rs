@@ -31,6 +31,8 @@ use crate::{
 
 /// Threads that write chunks, which wait for the disk most of the time.
 const WRITERS: usize = 4;
+/// Times that a load begins again because of saves made meanwhile; enough for saves without a pause.
+const LOADS: usize = 100;
 
 /// Where the last save or load left each chunk.
 pub struct Saved {
@@ -187,7 +189,7 @@ fn remove_others(directory: &Path, chunks: &[ChunkEntry], finals: Option<ChunkEn
     }
 }
 
-/// Loads what `save` wrote, and refuses whatever is not exactly that.
+/// Loads what `save` wrote, and refuses whatever is not exactly that. Saves made meanwhile do no harm.
 pub fn load(directory: &Path) -> Result<(Ring, ChaCha8Rng, Saved)> {
     load_stored(directory, None)
 }
@@ -196,19 +198,37 @@ pub fn load(directory: &Path) -> Result<(Ring, ChaCha8Rng, Saved)> {
 pub fn load_stored(directory: &Path, storage: Option<&Path>) -> Result<(Ring, ChaCha8Rng, Saved)> {
     let directory = at(directory, directory.canonicalize())?;
     let path = directory.join(manifest::NAME);
-    let manifest = Manifest::read(&path)?;
-    let mut ring = manifest.ring(&path, storage)?;
+    let mut manifest = Manifest::read(&path)?;
+    let mut result = read(&manifest, &directory, &path, storage);
+    for _ in 1..LOADS {
+        if result.is_ok() {
+            break;
+        }
+        // A save that was made in the meantime took away the files of the one before.
+        let newer = Manifest::read(&path)?;
+        if newer.chunks == manifest.chunks && newer.finals == manifest.finals {
+            break;
+        }
+        manifest = newer;
+        result = read(&manifest, &directory, &path, storage);
+    }
+    let ring = result?;
+    let (rng, totals) = (manifest.rng(), ring.totals().to_vec());
+    let saved = Saved { directory, totals, chunks: manifest.chunks, finals: manifest.finals };
+    Ok((ring, rng, saved))
+}
+
+/// The ring that a manifest, read from `path`, and the files in `directory` that it names make up.
+fn read(manifest: &Manifest, directory: &Path, path: &Path, storage: Option<&Path>) -> Result<Ring> {
+    let mut ring = manifest.ring(path, storage)?;
     if manifest.rows_per_chunk != rows_per_chunk(&ring) || manifest.chunks.len() != chunk_count(&ring) {
-        return corrupt(&path, "the chunks do not fit the fields and the capacity");
+        return corrupt(path, "the chunks do not fit the fields and the capacity");
     }
     for (index, entry) in manifest.chunks.iter().enumerate() {
-        chunk::read(&mut ring, index, entry, &directory)?;
+        chunk::read(&mut ring, index, entry, directory)?;
     }
     if let Some(entry) = &manifest.finals {
-        finals::read(&mut ring, entry, &directory)?;
+        finals::read(&mut ring, entry, directory)?;
     }
-    let rng = manifest.rng();
-    let (totals, finals) = (ring.totals().to_vec(), manifest.finals);
-    let saved = Saved { directory, totals, chunks: manifest.chunks, finals };
-    Ok((ring, rng, saved))
+    Ok(ring)
 }
