@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from drama.config import VisionConfig
-from drama.models.vision import Decoder, Encoder, to_unit
+from drama.models.vision import Decoder, Encoder, Fold, Unfold, to_unit
 
 SMALL = VisionConfig(channels=(4, 6, 8), strides=(2, 2, 2))
 
@@ -85,10 +85,32 @@ def test_the_papers_decoder() -> None:
     assert shapes(decoder, nn.BatchNorm2d) == [(64,), (64,), (48,), (32,), (16,)]
 
 
+def test_a_large_stride_is_a_convolution_over_patches() -> None:
+    """The same numbers as torch's convolutions whose kernel is as wide as the stride."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    fold = Fold(3, 5, 4)
+    kernel = fold.weight.reshape(5, 4, 4, 3).permute(0, 3, 1, 2)
+    torch.testing.assert_close(fold(x), nn.functional.conv2d(x, kernel, stride=4), atol=1e-5, rtol=1e-4)
+
+    y = torch.randn(2, 5, 2, 2)
+    unfold = Unfold(5, 3, 4, bias=True)
+    transposed = unfold.weight.reshape(4, 4, 3, 5).permute(3, 2, 0, 1)
+    with torch.no_grad():
+        unfold.bias.copy_(torch.tensor([1.0, 2.0, 3.0]).repeat(16))
+    expected = nn.functional.conv_transpose2d(y, transposed, torch.tensor([1.0, 2.0, 3.0]), stride=4)
+    torch.testing.assert_close(unfold(y), expected, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("config", "size", "channels", "features"),
-    [(VisionConfig(), 64, 3, 1024), (SMALL, 32, 1, 128), (VisionConfig(channels=(4, 5), strides=(2, 1)), 6, 2, 45)],
-    ids=["64x64x3", "32x32x1", "6x6x2"],
+    [
+        (VisionConfig(), 64, 3, 1024),
+        (SMALL, 32, 1, 128),
+        (VisionConfig(channels=(4, 5), strides=(2, 1)), 6, 2, 45),
+        (VisionConfig(channels=(4, 5, 6), strides=(4, 1, 3)), 24, 3, 24),
+    ],
+    ids=["64x64x3", "32x32x1", "6x6x2", "patches"],
 )
 def test_decoder_mirrors_the_encoder(config: VisionConfig, size: int, channels: int, features: int) -> None:
     """The axes before the frame are kept; the decoder comes back to the frame's shape, within [0, 1]."""
@@ -110,11 +132,12 @@ def test_leading_axes_are_a_batch() -> None:
     torch.testing.assert_close(decoder(z)[1, 2], decoder(z[1, 2:])[0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("strides", [(2, 2), (4, 2)])
 @pytest.mark.parametrize("output", ["linear", "sigmoid"])
-def test_decoder_starts_from_the_mean_pixel(output: Literal["linear", "sigmoid"]) -> None:
+def test_decoder_starts_from_the_mean_pixel(output: Literal["linear", "sigmoid"], strides: tuple[int, int]) -> None:
     """Without a signal from the latent, each channel is at its own mean: 51, 102 and 204 of 255."""
     torch.manual_seed(0)
-    decoder = Decoder(VisionConfig(channels=(4, 6), strides=(2, 2), output=output), 8, 3, 5).eval()
+    decoder = Decoder(VisionConfig(channels=(4, 6), strides=strides, output=output), 8, 3, 5).eval()
     dark, light = torch.tensor([41, 102, 194]), torch.tensor([61, 102, 214])
     pixels = torch.stack([dark, light]).to(torch.uint8).reshape(2, 1, 1, 3).expand(2, 8, 8, 3)
     before = decoder(torch.zeros(1, 5))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -86,9 +87,10 @@ class VisionConfig:
     channels: tuple[int, ...] = (16, 32, 48, 64, 64)
     """Output channels of each convolution."""
     strides: tuple[int, ...] = (1, 2, 2, 2, 2)
-    """Stride of each convolution, 1 or 2."""
+    """Stride of each convolution. One above 2 takes patches of that side without overlap, whatever the kernel, which
+    is much faster on a CPU."""
     kernel: int = 5
-    """Kernel size, odd."""
+    """Kernel size of the other convolutions, odd."""
     output: Literal["sigmoid", "linear"] = "sigmoid"
     """The decoder's last activation."""
     mean_pixel_bias: bool = False
@@ -285,7 +287,7 @@ class Config:
         t, vision = self.train, self.world_model.vision
         height, width = self.env.frame_size
         first_batch = max(t.num_envs * t.batch_length + t.batch_size, t.num_envs * t.context + t.imagination_batch)
-        scale = 2 ** vision.strides.count(2)
+        scale = math.prod(vision.strides)
         checks = {
             f"train.start_step: {t.start_step} rows cannot fill the first batch, which needs {first_batch}": (
                 t.start_step >= first_batch
@@ -296,8 +298,10 @@ class Config:
             f"train.replay_capacity: {t.replay_capacity} is less than train.start_step = {t.start_step}": (
                 t.replay_capacity >= t.start_step
             ),
-            f"world_model.vision.strides: {vision.strides} must hold a 1 or 2 for each of the {len(vision.channels)}"
-            " channels": len(vision.strides) == len(vision.channels) and set(vision.strides) <= {1, 2},
+            f"world_model.vision.strides: {vision.strides} must hold a whole number of at least 1 for each of the"
+            f" {len(vision.channels)} channels": (
+                len(vision.strides) == len(vision.channels) and all(_is_whole(stride, 1) for stride in vision.strides)
+            ),
             f"world_model.vision.kernel: {vision.kernel} must be odd": vision.kernel % 2 == 1,
             f"env.size: {self.env.size} must be square, a multiple of {scale}, the encoder's total stride": (
                 height == width and height % scale == 0
