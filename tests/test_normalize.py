@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from drama.agent.normalize import ReturnScale, RunningNorm
 
@@ -99,34 +100,44 @@ def test_statistics_take_no_gradient() -> None:
     torch.testing.assert_close(gradient, torch.rsqrt(norm.var + 1e-5)[None])
 
 
+def take(scale: ReturnScale, returns: Tensor) -> Tensor:
+    return scale.update(returns, torch.ones_like(returns))
+
+
 def test_return_scale_by_hand() -> None:
     """Of 0 to 100 the 5 % and 95 % quantiles are 5 and 95; at decay 0.9 the average goes 9, 17.1."""
     scale = ReturnScale(0.9)
     returns = torch.arange(101.0)[torch.randperm(101, generator=torch.Generator().manual_seed(0))]
-    assert scale.update(returns).item() == pytest.approx(9.0, rel=1e-5)
-    assert scale.update(returns.reshape(1, 101)).item() == pytest.approx(17.1, rel=1e-5)
+    assert take(scale, returns).item() == pytest.approx(9.0, rel=1e-5)
+    assert take(scale, returns.reshape(1, 101)).item() == pytest.approx(17.1, rel=1e-5)
 
 
 def test_return_scale_ignores_outliers() -> None:
     scale = ReturnScale(0.0)
     returns = torch.arange(101.0)
     returns[100], returns[0] = 1e6, -1e6
-    assert scale.update(returns).item() == pytest.approx(90.0, rel=1e-5)
+    assert take(scale, returns).item() == pytest.approx(90.0, rel=1e-5)
+
+
+def test_return_scale_ignores_what_carries_no_weight() -> None:
+    scale = ReturnScale(0.0)
+    returns, weight = torch.arange(202.0), (torch.arange(202) < 101).float()
+    assert scale.update(returns, weight).item() == pytest.approx(90.0, rel=1e-5)
 
 
 def test_return_scale_is_at_least_one_and_keeps_the_average_below() -> None:
     """The floor is on the divisor only: 0.25 then 0.375 are kept, 1 is given."""
     scale = ReturnScale(0.5)
     returns = torch.linspace(0, 0.5 / 0.9, 101)  # 5 % to 95 %: 0.5
-    assert scale.update(returns).item() == 1.0
+    assert take(scale, returns).item() == 1.0
     assert scale.value.item() == pytest.approx(0.25, rel=1e-4)
-    assert scale.update(returns).item() == 1.0
+    assert take(scale, returns).item() == 1.0
     assert scale.value.item() == pytest.approx(0.375, rel=1e-4)
 
 
 def test_return_scale_is_in_the_state_dict() -> None:
     scale, copy = ReturnScale(0.9), ReturnScale(0.9)
-    scale.update(torch.arange(101.0))
+    take(scale, torch.arange(101.0))
     copy.load_state_dict(scale.state_dict())
     assert copy.value.item() == pytest.approx(9.0, rel=1e-5)
 
@@ -134,6 +145,6 @@ def test_return_scale_is_in_the_state_dict() -> None:
 def test_return_scale_does_not_change_what_it_gave() -> None:
     """A divisor in hand stays what it was when the next update comes."""
     scale = ReturnScale(0.0)
-    given = scale.update(torch.arange(101.0))
-    scale.update(torch.arange(101.0) * 7)
+    given = take(scale, torch.arange(101.0))
+    take(scale, torch.arange(101.0) * 7)
     assert given.item() == pytest.approx(90.0, rel=1e-5)

@@ -70,32 +70,31 @@ class ActorCritic(nn.Module):
             lambda_return(trajectory.reward, trajectory.cont, v, config.discount, config.lambda_)
             for v in (value, slow_value)
         )
-        scale = self.return_scale.update(returns)
+        weight = trajectory.weight
+        scale = self.return_scale.update(returns, weight)
         states = trajectory.features[:, :-1]
         targets = Targets(
             features=states,
             action=trajectory.action,
-            weight=trajectory.weight,
+            weight=weight,
             advantage=(returns - value[:, :-1]) / scale,
             returns=returns,
             slow_returns=slow_returns,
             log_prob=_chosen(self.log_policy(states), trajectory.action),
         )
         watched = {
-            "return": returns.mean(),
-            "value": value.mean(),
+            "return": _weighted_mean(returns, weight),
+            "value": _weighted_mean(value[:, :-1], weight),
             "return_scale": scale,
-            "imagined_reward": trajectory.reward.mean(),
+            "imagined_reward": _weighted_mean(trajectory.reward, weight),
         }
         return Targets(*(t.flatten(0, 1) for t in targets)), watched
 
     def loss(self, targets: Targets) -> dict[str, Tensor]:
         """Scalars of a batch of steps: `loss` (to minimise), its parts, and the KL from the acting policy."""
-        weight = targets.weight
-        total = weight.sum().clamp(min=1)
 
         def mean(x: Tensor) -> Tensor:
-            return (x * weight).sum() / total
+            return _weighted_mean(x, targets.weight)
 
         log_policy = self.log_policy(targets.features)
         log_prob = _chosen(log_policy, targets.action)
@@ -123,6 +122,10 @@ class ActorCritic(nn.Module):
         """Move the slow critic towards the critic, once per update."""
         for slow, fast in zip(self.slow_critic.parameters(), self.critic.parameters(), strict=True):
             slow.lerp_(fast, 1 - self.config.slow_critic_decay)
+
+
+def _weighted_mean(x: Tensor, weight: Tensor) -> Tensor:
+    return (x * weight).sum() / weight.sum().clamp(min=1)
 
 
 def _chosen(log_policy: Tensor, action: Tensor) -> Tensor:

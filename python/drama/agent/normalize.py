@@ -55,8 +55,9 @@ class ReturnScale(nn.Module):
         self.register_buffer("value", torch.zeros(()))
 
     @torch.no_grad()
-    def update(self, returns: Tensor) -> Tensor:
-        """Take `returns` of any shape in; give the divisor `max(1, EMA)`."""
-        low, high = torch.quantile(returns.float().flatten(), torch.tensor([0.05, 0.95], device=returns.device))
-        self.value.lerp_(high - low, 1 - self.decay)
+    def update(self, returns: Tensor, weight: Tensor) -> Tensor:
+        """Take in the `returns` of any shape whose `weight` is not 0; give the divisor `max(1, EMA)`."""
+        counted = torch.where(weight > 0, returns.float(), torch.nan).flatten()
+        low, high = torch.nanquantile(counted, torch.tensor([0.05, 0.95], device=returns.device))
+        self.value.lerp_((high - low).nan_to_num(), 1 - self.decay)  # NaN where nothing counts
         return self.value.clamp(min=1.0)
