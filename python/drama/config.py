@@ -412,14 +412,15 @@ def _cpu() -> Config:
         env=EnvConfig(grayscale=True),
         world_model=WorldModelConfig(
             vision=VisionConfig(
-                channels=(16, 24, 32, 48), strides=(2, 2, 2, 2), kernel=3, output="linear", mean_pixel_bias=True
+                channels=(32, 48, 64), strides=(4, 2, 2), kernel=3, output="linear", mean_pixel_bias=True
             ),
             latent=LatentConfig(variables=16, classes=16, posterior_gain=3.0),
             sequence=SequenceConfig(width=192, head_dim=32),
             head_units=128,
-            reconstruction_scale=4.0,
+            reconstruction_scale=32.0,
+            free_bits=0.1,
         ),
-        agent=AgentConfig(actor_units=128, critic_units=128, layers=2),
+        agent=AgentConfig(actor_units=128, critic_units=128, layers=2, entropy=1e-3),
         train=TrainConfig(
             train_every=4,
             batch_size=8,
@@ -444,7 +445,7 @@ def _small() -> Config:
         env=EnvConfig(size=32, grayscale=True),
         world_model=dataclasses.replace(
             cpu.world_model,
-            vision=dataclasses.replace(cpu.world_model.vision, channels=(16, 32, 48), strides=(2, 2, 2)),
+            vision=dataclasses.replace(cpu.world_model.vision, channels=(32, 64), strides=(4, 2)),
             sequence=dataclasses.replace(cpu.world_model.sequence, width=128),
         ),
         train=dataclasses.replace(
