@@ -81,10 +81,13 @@ def test_recall_asks_for_the_cue_and_then_shows_it(seed: int) -> None:
     env = SMALL["Recall"](CONFIG)
     cue, _ = env.reset(seed=seed)
     side = 1 if min(column for _, column in lit(cue)) >= 4 else 0
-    frames = [env.step(1 - side + 1)[0] for _ in range(21)]
-    assert not any(frame.any() for frame in frames[:-1])
-    question, saved = frames[-1], env.get_state()
-    assert lit(question) == {(row, column) for row in (0, 7) for column in range(8)}
+    steps = [env.step(2 - side)[:4] for _ in range(22)]
+    assert {tuple(outcome) for _, *outcome in steps} == {(0.0, False, False)}
+    frames = [frame for frame, *_ in steps]
+    assert not any(frame.any() for frame in frames[:20])
+    for question in frames[20:]:
+        assert lit(question) == {(row, column) for row in (0, 7) for column in range(8)}
+    saved = env.get_state()
     for action, reward in ((1 + side, 1.0), (2 - side, -1.0), (0, -1.0)):
         env.set_state(saved)
         answer, *outcome = env.step(action)
@@ -98,7 +101,7 @@ def test_recall_looks_the_same_for_both_cues_until_the_answer() -> None:
     for seed in range(10):
         env = SMALL["Recall"](CONFIG)
         first, _ = env.reset(seed=seed)
-        frames[min(column for _, column in lit(first))] = [env.step(0)[0] for _ in range(21)]
+        frames[min(column for _, column in lit(first))] = [env.step(0)[0] for _ in range(22)]
     left, right = frames.values()
     np.testing.assert_array_equal(left, right)
 

@@ -113,31 +113,35 @@ class Catch(GridTask):
 
 
 class Recall(GridTask):
-    """A cue is shown on one side in the first frame only; after 20 dark frames the question lights up.
+    """A cue is shown on one side in the first frame only; after 20 dark frames the question lights up for two.
 
-    Actions: 0 wait, 1 left, 2 right. The action on the question's frame gives 1 for the side of the cue, -1 for any
-    other; the answer is shown, and the next step ends the episode. Earlier actions change nothing, so only a memory of
-    over 20 steps does better than chance, and an agent without one cannot exceed a mean of 0.
+    Actions: 0 wait, 1 left, 2 right. The action on the question's second frame gives 1 for the side of the cue, -1 for
+    any other; the answer is shown, and the next step ends the episode. Earlier actions change nothing, so only a memory
+    of over 20 steps does better than chance, and an agent without one cannot exceed a mean of 0.
+
+    The question lasts two frames because the agent sees what the sequence model gave out one step before: that tells
+    what is remembered only once the model has been asked.
     """
 
     action_meanings = ("NOOP", "LEFT", "RIGHT")
     DARK = 20
+    ASKED = DARK + 2
 
     def _begin(self) -> None:
         self._state = {"step": 0, "side": int(self.np_random.integers(2))}
 
     def _move(self, action: int) -> tuple[float, bool, bool]:
         state = self._state
-        asked = state["step"] == self.DARK + 1
+        asked = state["step"] == self.ASKED
         state["step"] += 1
         right = action == 1 + state["side"]
-        return (1.0 if right else -1.0) if asked else 0.0, state["step"] > self.DARK + 2, False
+        return (1.0 if right else -1.0) if asked else 0.0, state["step"] > self.ASKED + 1, False
 
     def _cells(self) -> list[tuple[int, int, int]]:
         step, side = self._state["step"], self._state["side"]
-        if step in (0, self.DARK + 2):
+        if step in (0, self.ASKED + 1):
             return [(row, column + (5 if side else 1), 255) for row in (3, 4) for column in (0, 1)]
-        if step == self.DARK + 1:
+        if step > self.DARK:
             return [(row, column, 255) for row in (0, GRID - 1) for column in range(GRID)]
         return []
 
