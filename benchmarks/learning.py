@@ -5,23 +5,26 @@ a rare reward back to its causes (Doorway). Every seed trains the preset `small`
 environment steps, then plays 100 episodes with sampled actions. Beside it stand random play and Stable-Baselines3's
 DQN, which gets as many environment steps and one gradient step for each. A task is passed by a seed whose mean return
 is at least the bound. `--tasks`, `--seeds` and `--agents` choose what runs; the agents named after a choice of the
-method differ from `ours` in that alone.
+method differ from `ours` in that alone. `--results FILE` keeps every seed as a line of JSON and does not run again what
+FILE holds for the same configuration. The intervals are Student's, 95 %, over the seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student
 
 from drama.config import Config, preset
 from drama.envs import make_env
@@ -136,40 +139,97 @@ AGENTS: dict[str, Callable[[Task, int], float]] = {"ours": ours, "random": rando
 AGENTS |= {name: partial(ours, **options) for name, options in CHOICES.items()}
 
 
-def measure(tasks: Sequence[str], seeds: int, agents: Sequence[str]) -> list[dict[str, Any]]:
-    """One row for each task and agent: the return of every seed, and the minutes that one took."""
-    rows = []
-    for name in tasks:
-        task = TASKS[name]
-        for agent in agents:
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One seed of one agent on one task."""
+
+    task: str
+    agent: str
+    seed: int
+    steps: int
+    config: str
+    mean_return: float
+    minutes: float
+
+    @property
+    def key(self) -> tuple[str, str, int, str]:
+        """What makes it the same run."""
+        return self.task, self.agent, self.seed, self.config
+
+
+def fingerprint(task: Task, seed: int, agent: str) -> str:
+    """A short hash of the configuration that a run has."""
+    config = task.config(seed, **CHOICES.get(agent, {}))
+    return hashlib.sha256(config.to_json().encode()).hexdigest()[:12]
+
+
+def measure(
+    tasks: Sequence[str], seeds: Sequence[int], agents: Sequence[str], known: Sequence[Result]
+) -> Iterator[Result]:
+    """The chosen results, those that are known first, the others as they come."""
+    there = {result.key: result for result in known}
+    wanted = [(t, a, s, fingerprint(TASKS[t], s, a)) for s in seeds for t in tasks for a in agents]
+    yield from (there[key] for key in wanted if key in there)
+    for name, agent, seed, config in wanted:
+        if (name, agent, seed, config) not in there:
             begin = time.perf_counter()
-            returns = [AGENTS[agent](task, seed) for seed in range(seeds)]
-            minutes = (time.perf_counter() - begin) / 60 / seeds
-            passed = sum(value >= task.bound for value in returns)
-            rows.append(
-                {"task": name, "steps": task.steps, "bound": task.bound, "agent": agent}
-                | {"returns": returns, "mean": statistics.fmean(returns), "passed": passed, "minutes": minutes}
-            )
+            mean = AGENTS[agent](TASKS[name], seed)
+            minutes = (time.perf_counter() - begin) / 60
+            yield Result(name, agent, seed, TASKS[name].steps, config, round(mean, 4), round(minutes, 2))
+
+
+def table(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """One row for each task and agent, over its seeds."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.task, result.agent), []).append(result)
+    rows = []
+    for (name, agent), group in sorted(groups.items(), key=lambda item: (item[0][0], list(AGENTS).index(item[0][1]))):
+        returns = [result.mean_return for result in sorted(group, key=lambda result: result.seed)]
+        rows.append(
+            {"task": name, "steps": TASKS[name].steps, "bound": TASKS[name].bound, "agent": agent}
+            | {"mean": statistics.fmean(returns), "interval": interval(returns)}
+            | {"passed": sum(value >= TASKS[name].bound for value in returns)}
+            | {"minutes": statistics.fmean(result.minutes for result in group), "returns": returns}
+        )
     return rows
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """95 % confidence interval of the mean; None for one value."""
+    if len(values) < 2:
+        return None
+    mean, half = statistics.fmean(values), float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values)
+    return mean - half / len(values) ** 0.5, mean + half / len(values) ** 0.5
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to one below")
     parser.add_argument("--agents", nargs="+", choices=AGENTS, default=["ours", "random", "DQN"])
+    parser.add_argument("--results", type=Path, help="a file that keeps every seed")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     args = parser.parse_args()
-    rows = measure(args.tasks, args.seeds, args.agents)
+    lines = args.results.read_text().splitlines() if args.results and args.results.exists() else []
+    known = [Result(**json.loads(line)) for line in lines]
+    results = []
+    for result in measure(args.tasks, range(args.seeds), args.agents, known):
+        results.append(result)
+        if args.results and result not in known:
+            with args.results.open("a") as file:
+                file.write(json.dumps(dataclasses.asdict(result)) + "\n")
+    rows = table(results)
     if args.json:
         print(json.dumps(rows, indent=2))
         return
-    print(f"{'task':10}{'steps':>6}{'bound':>7}  {'agent':12}{'mean':>6}{'passed':>8}{'minutes':>9}  each seed")
+    print(f"{'task':10}{'steps':>6}{'bound':>7}  {'agent':12}{'mean':>6}  {'95 %':16}passed  minutes  each seed")
     for row in rows:
         each = " ".join(f"{value:.2f}" for value in row["returns"])
+        span = "" if row["interval"] is None else "{:.2f} to {:.2f}".format(*row["interval"])
         print(
-            f"{row['task']:10}{row['steps']:>6}{row['bound']:>7}  {row['agent']:12}{row['mean']:>6.2f}"
-            f"{row['passed']:>6}/{args.seeds}{row['minutes']:>9.1f}  {each}"
+            f"{row['task']:10}{row['steps']:>6}{row['bound']:>7}  {row['agent']:12}{row['mean']:>6.2f}  {span:16}"
+            f"{row['passed']:>4}/{len(row['returns'])}{row['minutes']:>9.1f}  {each}"
         )
 
 
