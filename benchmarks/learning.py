@@ -60,7 +60,7 @@ def replaced(config: Any, path: list[str], value: Any) -> Any:
 
 
 TASKS = {
-    "catch": Task("Catch", steps=3000, bound=0.8, options={"agent.entropy": 3e-3, "world_model.free_bits": 0.1}),
+    "catch": Task("Catch", steps=2000, bound=0.8, options={"agent.entropy": 3e-3}),
     # An imagination must begin with the cue in its memory, or reach the question from it. Not passed so far.
     "recall": Task("Recall", steps=4000, bound=0.8, options={"train.context": 24, "train.batch_length": 48}),
     "doorway": Task(

@@ -323,6 +323,8 @@ def test_gymnasium_makes_them_by_name() -> None:
         make_atari("Pong", 2, num_workers=0, grey=True)
     with pytest.raises(ValueError, match="frame_skip"):
         make_atari("Pong", 2, num_workers=0, frame_skip=0)
+    with pytest.raises(ValueError, match="num_envs: got 0, expected an integer of at least 1"):
+        make_atari("Pong", 0)
 
 
 def test_workers_need_no_main_guard(tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ def make_atari(
         ValueError: for an unknown game or option; the message names the nearest ones.
     """
     _check_game(game)
+    if not isinstance(num_envs, int) or num_envs < 1:
+        raise ValueError(f"num_envs: got {num_envs!r}, expected an integer of at least 1")
     env_fn = functools.partial(make_env, game, _configured(config, options))
     try:
         return VectorEnv(
