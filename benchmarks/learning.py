@@ -61,8 +61,13 @@ def replaced(config: Any, path: list[str], value: Any) -> Any:
 
 TASKS = {
     "catch": Task("Catch", steps=2000, bound=0.8, options={"agent.entropy": 3e-3}),
-    # An imagination must begin with the cue in its memory, or reach the question from it. Not passed so far.
-    "recall": Task("Recall", steps=4000, bound=0.8, options={"train.context": 24, "train.batch_length": 48}),
+    # An imagination must begin with the cue in its memory, or reach the question from it.
+    "recall": Task(
+        "Recall",
+        steps=3000,
+        bound=0.8,
+        options={"train.context": 25, "train.batch_length": 48, "agent.entropy": 3e-3},
+    ),
     "doorway": Task(
         "Doorway",
         steps=8000,
