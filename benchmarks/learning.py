@@ -88,7 +88,8 @@ def ours(task: Task, seed: int, **options: Any) -> float:
     config = task.config(seed, **options)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, Path(folder) / "run")
-        trainer.train(Quiet())
+        if not trainer.train(Quiet()):
+            raise SystemExit(f"stopped at step {trainer.step} of {config.steps}")
     records = evaluate(config, trainer.learner, episodes=EPISODES, greedy=False, seed=EVALUATION_SEED + seed)
     return statistics.fmean(record["return"] for record in records)
 

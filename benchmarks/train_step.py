@@ -3,12 +3,14 @@
 Each part runs alone on real Pong frames, several times; the table gives medians in milliseconds, forward and backward
 where the part is trained. A step of the environment comes with `1 / train_every` of a pair of updates. `--profile`
 prints instead which share of both updates' time (the operators' own, on the CPU) convolutions and matrix products take,
-and what takes the rest.
+and what takes the rest. `--peer` compares both updates with those of sheeprl's DreamerV3 (dependency group `peers`) at
+the same frames, batch, starts, horizon and precision, in turns on the CPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,17 +18,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from drama.agent.player import Player
 from drama.config import PRESETS, Config, preset
 from drama.cost import median_milliseconds
-from drama.device import resolve_device
+from drama.device import resolve_device, resolve_precision
 from drama.envs import make_env
 from drama.imagination import imagine, observe
 from drama.learner import Learner
 from drama.models.world_model import Batch
 from drama.replay import DynamicFrequency
 from drama.trainer import random_play
+from timing import Row, compare, show
 
 ROWS = 2000
 PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
@@ -143,13 +147,73 @@ def measure(config: Config, repeats: int) -> dict[str, float]:
     return times
 
 
+def beside_peer(config: Config, seconds: float) -> tuple[list[Row], dict[str, tuple[int, float]]]:
+    """Rows of the timing, for about `seconds` each; of each update the trained parameters and the multiply-adds."""
+    from train_step_peers import dreamer_v3
+
+    with_batches = setting(config)
+    learner, train = with_batches.learner, config.train
+    channels, actions = with_batches.batch.obs.shape[-1], learner.world_model.actions
+    low = resolve_precision(train.precision, learner.device) == torch.bfloat16
+    peers = {
+        f"sheeprl DreamerV3, {precision}": dreamer_v3(config, channels, actions, precision)
+        for precision in (["bf16-mixed", "32-true"] if low else ["32-true"])
+    }
+    ours = "ours, bfloat16" if low else "ours, float32"
+    updates: dict[str, Callable[[], object]] = {
+        "world model": lambda: learner.update_world_model(with_batches.batch),
+        "behaviour": lambda: learner.update_agent(with_batches.context),
+    }
+    table = compare(
+        "world model",
+        f"{train.batch_size} x {train.batch_length} frames",
+        {ours: updates["world model"]} | {name: peer.world_model for name, peer in peers.items()},
+        seconds,
+    )
+    table += compare(
+        "behaviour, with our context",
+        f"{train.imagination_batch} starts, {train.horizon} steps",
+        {ours: updates["behaviour"]} | {name: peer.behaviour for name, peer in peers.items()},
+        seconds,
+    )
+    peer = list(peers.values())[-1]
+    trained = [p.numel() for p in learner.agent.parameters() if p.requires_grad]
+    sizes = {
+        "ours, world model": sum(p.numel() for p in learner.world_model.parameters()),
+        "ours, behaviour": sum(trained),
+        "sheeprl, world model": peer.world_model_parameters,
+        "sheeprl, behaviour": peer.behaviour_parameters,
+    }
+    parts = (*updates.values(), peer.world_model, peer.behaviour)
+    return table, {name: (size, products(part)) for (name, size), part in zip(sizes.items(), parts, strict=True)}
+
+
+def products(part: Callable[[], object]) -> float:
+    """Multiply-adds of the matrix products and convolutions in `part`."""
+    with FlopCounterMode(display=False) as counter:
+        part()
+    return counter.get_total_flops() / 2
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--profile", action="store_true", help="shares of the updates' time by operator")
+    parser.add_argument("--peer", action="store_true", help="beside sheeprl's DreamerV3; presets paper and cpu")
+    parser.add_argument("--seconds", type=float, default=30, help="for each comparison with the peer")
     args = parser.parse_args()
+    if args.peer:
+        table, parameters = beside_peer(preset(args.preset), args.seconds)
+        if args.json:
+            rows = [dataclasses.asdict(row) for row in table]
+            print(json.dumps({"parameters": parameters, "rows": rows}, indent=2))
+            return
+        for name, (count, work) in parameters.items():
+            print(f"{name:24} {count:12,} parameters {work / 1e9:10.1f} billion multiply-adds")
+        show(table)
+        return
     if args.profile:
         found = profile_updates(preset(args.preset), args.repeats)
         if args.json:

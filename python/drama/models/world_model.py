@@ -20,6 +20,9 @@ from drama.models.norm import RMSNorm
 from drama.models.sequence.base import State
 from drama.models.vision import Decoder, Encoder, to_unit
 
+ENCODED_AT_ONCE = 64
+"""Frames that the encoder takes together on a CPU when nothing is learned."""
+
 
 class Batch(NamedTuple):
     """Sequences from the replay, as tensors on the model's device."""
@@ -67,9 +70,15 @@ class WorldModel(nn.Module):
 
     def encode(self, obs: Tensor) -> Tensor:
         """Posterior log-probabilities `[..., variables, classes]` of frames `[..., H, W, C]` uint8."""
-        features = self.encoder(obs)
+        features = self._features(obs)
         logits = self.posterior(features.reshape(-1, self.encoder.features))
         return self._log_probs(logits.reshape(*features.shape[:-1], self.latents))
+
+    def _features(self, obs: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or self.training or obs.device.type != "cpu":
+            return self.encoder(obs)
+        frames = obs.flatten(0, -4)  # in parts whose activations stay in the cache: up to twice as fast
+        return torch.cat([self.encoder(part) for part in frames.split(ENCODED_AT_ONCE)]).unflatten(0, obs.shape[:-3])
 
     def decode(self, z: Tensor) -> Tensor:
         """Frames `[..., H, W, C]` in [0, 1] of flat latents `[..., latents]`."""
