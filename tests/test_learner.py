@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from drama.config import Config, preset
-from drama.learner import Learner
+from drama.learner import Learner, shifted
 from drama.models.world_model import Batch
 
 CPU = torch.device("cpu")
@@ -75,7 +75,7 @@ def test_waiting_is_noticed(wait: Any) -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_updates_do_not_wait_for_the_device(backend: str, precision: Any) -> None:
     config = with_backend(backend)
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision, shift=2))
     learner = Learner(config, 1, 6, CPU)
     with NoWaiting():
         for _ in range(2):
@@ -104,3 +104,36 @@ def with_backend(backend: str) -> Config:
     config = preset("debug")
     sequence = dataclasses.replace(config.world_model.sequence, backend=backend)
     return dataclasses.replace(config, world_model=dataclasses.replace(config.world_model, sequence=sequence))
+
+
+def test_sequences_are_shifted_as_a_whole_and_repeat_the_edge() -> None:
+    torch.manual_seed(0)
+    rows, columns = torch.arange(8)[:, None], torch.arange(8)
+    frame = (10 * rows + columns).to(torch.uint8)[..., None]
+    obs = torch.stack([frame, 100 + frame])[None].expand(400, -1, -1, -1, -1)
+    moved = shifted(obs, 2)
+    found = set()
+    for first, second in moved:
+        torch.testing.assert_close(second, first + 100)
+        down, right = 4 - int(first[4, 4, 0]) // 10, 4 - int(first[4, 4, 0]) % 10
+        found.add((down, right))
+        expected = frame[(rows - down).clamp(0, 7), (columns - right).clamp(0, 7)]
+        torch.testing.assert_close(first, expected)
+    assert found == {(down, right) for down in range(-2, 3) for right in range(-2, 3)}
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+def test_the_world_model_learns_from_shifted_frames(shift: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = preset("debug")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, shift=shift))
+    learner, batch = Learner(config, 1, 6, CPU), make_batch(config, 4, 16)
+    seen: list[torch.Tensor] = []
+    loss = learner.world_model.loss
+
+    def watched(batch: Batch) -> dict[str, torch.Tensor]:
+        seen.append(batch.obs)
+        return loss(batch)
+
+    monkeypatch.setattr(learner.world_model, "loss", watched)
+    learner.update_world_model(batch)
+    assert torch.equal(seen[0], batch.obs) == (shift == 0)

@@ -221,6 +221,9 @@ class TrainConfig:
     """Sequences of a world-model batch."""
     batch_length: int = 128
     """Steps of a world-model sequence."""
+    shift: int = 0
+    """Move the frames of each world-model sequence together by up to this many pixels, so that few steps are not
+    learned by heart (random shifts, arXiv 2004.13649)."""
     imagination_batch: int = 1024
     """Imagined trajectories per agent update."""
     context: int = 8
@@ -311,6 +314,7 @@ class Config:
             ),
             f"train.context: {t.context} must be at least 2": t.context >= 2,
             f"seed: {self.seed} must not be negative": self.seed >= 0,
+            f"train.shift: {t.shift} must not be negative": t.shift >= 0,
         }
         for name in ("num_envs", "train_every", "batch_size", "batch_length", "imagination_batch", "horizon"):
             checks[f"train.{name}: {getattr(t, name)} must be at least 1"] = getattr(t, name) >= 1

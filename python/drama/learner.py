@@ -59,6 +59,8 @@ class Learner:
 
     def update_world_model(self, batch: Batch) -> dict[str, Tensor]:
         """One step of the world model on real sequences; returns detached scalars, without waiting for the device."""
+        if limit := self.config.train.shift:
+            batch = batch._replace(obs=shifted(batch.obs, limit))
         self.world_model.train()
         with self.autocast:
             losses = self.world_model.loss(batch)
@@ -122,6 +124,18 @@ class Learner:
                 " run's config.json the values it was trained with (world_model.sequence.backend is"
                 f" {sequence.backend!r}, width {sequence.width}, layers {sequence.layers})"
             ) from error
+
+
+def shifted(obs: Tensor, limit: int) -> Tensor:
+    """Frames `obs[B, T, H, W, C]`, those of each sequence moved by the same -`limit` to `limit` pixels each way.
+
+    What comes in at an edge repeats the edge.
+    """
+    batch, _, height, width, _ = obs.shape
+    down, right = torch.randint(-limit, limit + 1, (2, batch, 1), device=obs.device)
+    rows = (torch.arange(height, device=obs.device) - down).clamp(0, height - 1)
+    columns = (torch.arange(width, device=obs.device) - right).clamp(0, width - 1)
+    return torch.stack([obs[i][:, rows[i]][:, :, columns[i]] for i in range(batch)])
 
 
 def _misfit(model: WorldModel, state: dict[str, Any], error: Exception) -> str:
