@@ -4,7 +4,8 @@ Each part runs alone on real Pong frames, several times; the table gives medians
 where the part is trained. A step of the environment comes with `1 / train_every` of a pair of updates. `--profile`
 prints instead which share of both updates' time (the operators' own, on the CPU) convolutions and matrix products take,
 and what takes the rest. `--peer` compares both updates with those of sheeprl's DreamerV3 (dependency group `peers`) at
-the same frames, batch, starts, horizon and precision, in turns on the CPU.
+the same frames, batch, starts, horizon and precision, in turns on the CPU; `--compile` compares the world-model update
+with one whose loss `torch.compile` has compiled.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -188,6 +190,24 @@ def beside_peer(config: Config, seconds: float) -> tuple[list[Row], dict[str, tu
     return table, {name: (size, products(part)) for (name, size), part in zip(sizes.items(), parts, strict=True)}
 
 
+def beside_compiled(config: Config, seconds: float) -> list[Row]:
+    """The world-model update as it is, and with its loss compiled by `torch.compile`, once that is done."""
+    plain, compiled = setting(config), setting(config)
+    model = compiled.learner.world_model
+    model.loss = torch.compile(model.loss)  # type: ignore[method-assign]
+    begin = time.perf_counter()
+    compiled.learner.update_world_model(compiled.batch)
+    return compare(
+        "world model",
+        f"compiled in {time.perf_counter() - begin:.0f} s",
+        {
+            "ours": lambda: plain.learner.update_world_model(plain.batch),
+            "ours, compiled": lambda: compiled.learner.update_world_model(compiled.batch),
+        },
+        seconds,
+    )
+
+
 def products(part: Callable[[], object]) -> float:
     """Multiply-adds of the matrix products and convolutions in `part`."""
     with FlopCounterMode(display=False) as counter:
@@ -202,7 +222,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--profile", action="store_true", help="shares of the updates' time by operator")
     parser.add_argument("--peer", action="store_true", help="beside sheeprl's DreamerV3; presets paper and cpu")
-    parser.add_argument("--seconds", type=float, default=30, help="for each comparison with the peer")
+    parser.add_argument("--compile", action="store_true", help="the world-model update beside a compiled one")
+    parser.add_argument("--seconds", type=float, default=30, help="for each comparison")
     args = parser.parse_args()
     if args.peer:
         table, parameters = beside_peer(preset(args.preset), args.seconds)
@@ -212,6 +233,13 @@ def main() -> None:
             return
         for name, (count, work) in parameters.items():
             print(f"{name:24} {count:12,} parameters {work / 1e9:10.1f} billion multiply-adds")
+        show(table)
+        return
+    if args.compile:
+        table = beside_compiled(preset(args.preset), args.seconds)
+        if args.json:
+            print(json.dumps([dataclasses.asdict(row) for row in table], indent=2))
+            return
         show(table)
         return
     if args.profile:
