@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -137,3 +140,22 @@ def test_the_world_model_learns_from_shifted_frames(shift: int, monkeypatch: pyt
     monkeypatch.setattr(learner.world_model, "loss", watched)
     learner.update_world_model(batch)
     assert torch.equal(seen[0], batch.obs) == (shift == 0)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or sys.platform != "linux", reason="of glibc alone")
+def test_freed_memory_is_kept_for_the_next_update() -> None:
+    script = (
+        "import os, torch\n"
+        "from drama.device import keep_freed_memory\n"
+        "if {kept}: keep_freed_memory()\n"
+        "del_me = torch.ones(50_000_000)\n"
+        "del del_me\n"
+        "print(int(open('/proc/self/statm').read().split()[1]) * os.sysconf('SC_PAGESIZE'))\n"
+    )
+    resident = {
+        kept: int(
+            subprocess.run([sys.executable, "-c", script.format(kept=kept)], capture_output=True, check=True).stdout
+        )
+        for kept in (False, True)
+    }
+    assert resident[True] - resident[False] > 150e6

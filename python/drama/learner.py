@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from drama.agent.actor_critic import ActorCritic, Targets
 from drama.agent.ppo import minibatches
 from drama.config import Config
-from drama.device import autocast
+from drama.device import autocast, keep_freed_memory
 from drama.imagination import imagine, observe
 from drama.models.world_model import Batch, WorldModel
 
@@ -26,6 +26,8 @@ class Learner:
     """
 
     def __init__(self, config: Config, channels: int, actions: int, device: torch.device) -> None:
+        if device.type == "cpu":
+            keep_freed_memory()
         self.config = config
         self.device = device
         model_config = config.world_model
