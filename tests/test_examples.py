@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,41 @@ def test_the_benchmark_of_environments_runs_and_names_what_it_left_out() -> None
         there = importlib.util.find_spec(module) is not None
         assert there == any(row["name"] == name for row in result["rows"])
         assert there != any(f"left out: {name}" in line for line in result["left_out"])
+
+
+LEARNERS = ("ours", "prior", "ppo")
+
+
+@pytest.fixture(scope="module")
+def learning() -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """The benchmark of learning on Catch, one process for each agent, side by side."""
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks/learning.py"),
+        "--tasks",
+        "catch",
+        "--seeds",
+        "1",
+        "--json",
+        "--agents",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    processes = {
+        agent: subprocess.Popen([*command, agent], stdout=subprocess.PIPE, text=True, env=environment)
+        for agent in LEARNERS
+    }
+    yield processes
+    for process in processes.values():
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("agent", LEARNERS)
+def test_it_learns_to_catch(agent: str, learning: dict[str, subprocess.Popen[str]]) -> None:
+    """Also when it acts on the predicted latent, and with PPO; random play has a mean of -0.74."""
+    said, _ = learning[agent].communicate()
+    (row,) = json.loads(said)
+    assert (row["task"], row["agent"], len(row["returns"])) == ("catch", agent, 1)
+    assert row["mean"] > 0.4
