@@ -1,0 +1,107 @@
+"""What the world model learns of frames that it never saw: `python benchmarks/held_out.py [--game Boxing] [--json]`.
+
+Actions are random; the world model trains on the first rows, and after some updates its losses on these and on the
+later rows are compared. Each `--try` is a set of options that replaces the preset's, such as
+`train.shift=0,world_model.free_bits=1`; without any, the preset is measured beside itself without shifts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import torch
+
+from drama.config import PRESETS, Config, preset
+from drama.device import resolve_device
+from drama.envs import make_env
+from drama.learner import Learner
+from drama.models.world_model import Batch
+from drama.replay import DynamicFrequency, ReplayBuffer
+from drama.trainer import random_play
+from learning import replaced
+
+LOSSES = ("reconstruction", "reward", "kl")
+LENGTH = 32
+"""Rows of the sequences that losses are measured on."""
+
+
+def chosen(config: Config, options: str) -> Config:
+    """`config` with the options `name=value,name=value`."""
+    for option in filter(None, options.split(",")):
+        name, value = option.split("=")
+        config = replaced(config, name.split("."), json.loads(value))
+    return config
+
+
+def split(buffer: ReplayBuffer, rows: int) -> ReplayBuffer:
+    """A buffer of the first `rows` rows."""
+    derived = ("is_first", "indices", "weights", "terminated", "truncated")
+    block = buffer.gather(np.array([0]), rows)
+    fields = {name: (value.shape[2:], value.dtype) for name, value in block.items() if name not in derived}
+    first = ReplayBuffer(rows, fields=fields, seed=0)
+    names = [*fields, "terminated", "truncated"]
+    first.add_block(**{name: np.ascontiguousarray(block[name].swapaxes(0, 1)) for name in names})
+    return first
+
+
+def losses(learner: Learner, batch: Batch) -> dict[str, float]:
+    """Means over all sequences, with the weights as they are."""
+    with torch.no_grad(), learner.autocast:
+        found = learner.world_model.loss(batch)
+    return {name: found[name].item() for name in LOSSES}
+
+
+def measure(config: Config, rows: int, held_out: int, updates: int) -> dict[str, Any]:
+    """Losses after `updates`, on the rows trained on and on the `held_out` ones after them."""
+    torch.manual_seed(config.seed)
+    train = config.train
+    played = random_play(config, rows + held_out)
+    buffer = split(played, rows)
+    env = make_env(config.game, config.env)
+    learner = Learner(config, 1 if config.env.grayscale else 3, int(env.action_space.n), resolve_device(config.device))
+    learner.start_from_frames(buffer.sample(256, 1)["obs"])
+    sampler = DynamicFrequency(temperature=train.dfs_temperature, ratio=1.0).world_model
+    for _ in range(updates):
+        learner.update_world_model(
+            learner.to_batch(buffer.sample(train.batch_size, train.batch_length, sampler=sampler))
+        )
+    starts = {
+        "trained": np.arange(0, rows - LENGTH, LENGTH),
+        "held out": np.arange(rows, rows + held_out - LENGTH, LENGTH),
+    }
+    return {name: losses(learner, learner.to_batch(played.gather(at, LENGTH))) for name, at in starts.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--game", default="Boxing")
+    parser.add_argument("--preset", choices=PRESETS, default="cpu")
+    parser.add_argument("--rows", type=int, default=8000)
+    parser.add_argument("--held-out", type=int, default=2000)
+    parser.add_argument("--updates", type=int, default=1000)
+    parser.add_argument("--try", dest="tries", action="append", metavar="NAME=VALUE,...", help="may be repeated")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    args = parser.parse_args()
+    config = dataclasses.replace(preset(args.preset), game=args.game, steps=args.rows + args.held_out)
+    found = {
+        options or args.preset: measure(chosen(config, options), args.rows, args.held_out, args.updates)
+        for options in args.tries or ["", "train.shift=0"]
+    }
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return
+    print(f"{args.game}, {args.updates} updates on {args.rows} rows; on them, and on {args.held_out} others:")
+    print(f"{'reconstruction':>20}{'reward':>18}{'KL':>18}")
+    for options, at in found.items():
+        pairs = (
+            f"{at['trained'][name]:8.3f} {at['held out'][name]:8.3f}" for name in ("reconstruction", "reward", "kl")
+        )
+        print(f"   {' '.join(pairs)}   {options}")
+
+
+if __name__ == "__main__":
+    main()
