@@ -185,13 +185,13 @@ def test_all_shapes_of_draws_equal_the_model(data: st.DataObject, capacity: int,
 
 
 @pytest.mark.parametrize("kind", ["uniform", "prioritized"])
-@pytest.mark.parametrize("truncated", [0.1, 0.9])
-def test_redrawn_starts_keep_their_distribution(kind: str, truncated: float) -> None:
+@pytest.mark.parametrize(("truncated", "rows", "size"), [(0.1, 30, 200), (0.9, 30, 200), (0.98, 500, 4)])
+def test_redrawn_starts_keep_their_distribution(kind: str, truncated: float, rows: int, size: int) -> None:
     """Also where so few rows are starts that they are listed."""
     chisquare = pytest.importorskip("scipy.stats").chisquare
     random = np.random.default_rng(0)
-    model = Model(60, 2)
-    for _ in range(40):
+    model = Model(2 * rows, 2)
+    for _ in range(rows + 10):
         ends = random.choice(["truncated", "final", ""], 2, p=[truncated, 0.5 * (1 - truncated), 0.5 * (1 - truncated)])
         model.add([0, 1], list(ends))
     valid = sorted(model.transitions(2, 0.9, 0))
@@ -200,11 +200,11 @@ def test_redrawn_starts_keep_their_distribution(kind: str, truncated: float) -> 
     if kind == "prioritized":
         sampler = prioritized = Prioritized(alpha=1.0)
         model.buffer.sample(1, 1, sampler=sampler)
-        priorities = random.uniform(0.1, 2.0, 60)
-        prioritized.update_priorities(np.arange(60), priorities)
+        priorities = random.uniform(0.1, 2.0, 2 * rows)
+        prioritized.update_priorities(np.arange(2 * rows), priorities)
         weights = priorities[valid]
-    drawn = [model.buffer.sample_transitions(200, 2, 0.9, sampler)["indices"] for _ in range(200)]
-    counts = np.bincount(np.concatenate(drawn), minlength=60)
+    drawn = [model.buffer.sample_transitions(size, 2, 0.9, sampler)["indices"] for _ in range(40_000 // size)]
+    counts = np.bincount(np.concatenate(drawn), minlength=2 * rows)
     assert counts.sum() == counts[valid].sum()
     assert chisquare(counts[valid], weights / weights.sum() * counts.sum()).pvalue > 1e-3
 

@@ -223,6 +223,8 @@ fn rare_starts_are_all_drawn_while_rows_come_and_go() {
     for (steps, frames, num_envs) in [(1, 1, 1), (3, 1, 2), (2, 4, 2), (1, 9, 1)] {
         let mut model = Model::new(400 * num_envs, num_envs);
         let mut rng = seeded(7);
+        let (mut dfs, mut prioritized) =
+            (DynamicFrequency::new(2.0, 0.5, 1.0, 1.0).unwrap(), Prioritized::new(0.6).unwrap());
         for row in 0..1500 {
             let every: Vec<usize> = (0..num_envs).collect();
             let rare = |env| match (row + 31 * env) % 97 {
@@ -240,13 +242,22 @@ fn rare_starts_are_all_drawn_while_rows_come_and_go() {
             let starts = Starts::transitions(&model.ring, steps, &next).unwrap().stacked(frames);
             if expected.is_empty() {
                 assert!(draw_uniform(&starts, 1, true, &mut rng).is_err());
+                assert!(dfs.draw(&starts, Role::WorldModel, 1, &mut rng).is_err());
+                assert!(prioritized.draw(&starts, 1, true, 0.4, &mut rng).is_err());
                 continue;
             }
-            let mut drawn = draw_uniform(&starts, expected.len(), false, &mut rng).unwrap();
-            drawn.sort_unstable();
-            assert_eq!(drawn, expected, "row {row}, {steps} steps, {frames} frames");
-            let error = draw_uniform(&starts, expected.len() + 1, false, &mut rng).unwrap_err().to_string();
-            assert!(error.contains(&format!("only {} exist", expected.len())), "{error}");
+            let mut draws: [&mut dyn FnMut(usize) -> drama_core::Result<Vec<usize>>; 3] = [
+                &mut |count| draw_uniform(&starts, count, false, &mut seeded(row as u64)),
+                &mut |count| dfs.draw(&starts, Role::Imagination, count, &mut seeded(row as u64)),
+                &mut |count| Ok(prioritized.draw(&starts, count, false, 0.4, &mut seeded(row as u64))?.0),
+            ];
+            for draw in &mut draws {
+                let mut drawn = draw(expected.len()).unwrap();
+                drawn.sort_unstable();
+                assert_eq!(drawn, expected, "row {row}, {steps} steps, {frames} frames");
+                let error = draw(expected.len() + 1).unwrap_err().to_string();
+                assert!(error.contains(&format!("only {} exist", expected.len())), "{error}");
+            }
             let many = draw_uniform(&starts, 50 * expected.len(), true, &mut rng).unwrap();
             assert_eq!(many.into_iter().collect::<HashSet<_>>().len(), expected.len());
         }

@@ -109,7 +109,7 @@ impl DynamicFrequency {
             }
             None => StartTree::new(starts, |slot| self.weight(role, slot)),
         };
-        let drawn = tree.draw_distinct(starts, count, rng);
+        let drawn = tree.draw_distinct(starts, count, rng, |slot| self.weight(role, slot));
         tree.set(ring, drawn.refused.iter().copied(), |slot| self.weight(role, slot));
         *self.tree(role) = Some(tree);
         for &slot in &drawn.starts {

@@ -4,7 +4,10 @@ use std::ops::Range;
 
 use rand::{Rng, RngExt};
 
-use super::tree::{SumTree, Weight};
+use super::{
+    sparse::all_found,
+    tree::{SumTree, Weight},
+};
 use crate::{
     error::{Error, Result},
     ring::Ring,
@@ -105,16 +108,32 @@ impl StartTree {
     }
 
     /// Draws `count` starts, each with its share of the weight. The caller restores what `Drawn` names.
-    pub(super) fn draw(&mut self, starts: &Starts<'_>, count: usize, rng: &mut impl Rng) -> Drawn {
+    pub(super) fn draw(
+        &mut self,
+        starts: &Starts<'_>,
+        count: usize,
+        rng: &mut impl Rng,
+        weight: impl Fn(usize) -> Weight,
+    ) -> Drawn {
         let mut drawn = Drawn { starts: Vec::with_capacity(count), refused: Vec::new() };
-        while drawn.starts.len() < count && self.draw_block(starts, count, &mut drawn, rng, |_| true).is_some() {}
+        while drawn.starts.len() < count && self.draw_block(starts, count, &mut drawn, rng, |_| true).is_some() {
+            if drawn.refused.len() > too_many(count) {
+                return draw_listed(starts, count, false, drawn.refused, rng, weight);
+            }
+        }
         drawn
     }
 
     /// Draws `count` different starts, one after the other, each with its share of the weight still there. One drawn
     /// before is rejected, which leaves just that distribution; once rejections get frequent, the weights of the
     /// starts drawn so far are set to zero. The caller restores what `Drawn` names.
-    pub(super) fn draw_distinct(&mut self, starts: &Starts<'_>, count: usize, rng: &mut impl Rng) -> Drawn {
+    pub(super) fn draw_distinct(
+        &mut self,
+        starts: &Starts<'_>,
+        count: usize,
+        rng: &mut impl Rng,
+        weight: impl Fn(usize) -> Weight,
+    ) -> Drawn {
         let mut drawn = Drawn { starts: Vec::with_capacity(count), refused: Vec::new() };
         // Fewer than half of the table is ever used, so a free place is near.
         let mut seen = vec![usize::MAX; (2 * count).next_power_of_two()];
@@ -124,6 +143,10 @@ impl StartTree {
             let Some(block) = self.draw_block(starts, count, &mut drawn, rng, |leaf| insert(&mut seen, leaf)) else {
                 break;
             };
+            if drawn.refused.len() > too_many(count) {
+                drawn.refused.extend(&drawn.starts);
+                return draw_listed(starts, count, true, drawn.refused, rng, weight);
+            }
             if 2 * (drawn.starts.len() - before) <= block && drawn.starts.len() < count {
                 self.clear(&drawn.starts[cleared..]);
                 cleared = drawn.starts.len();
@@ -166,6 +189,41 @@ impl StartTree {
             self.tree.set(slots.iter().map(|&slot| (slot, Weight::ZERO)));
         }
     }
+}
+
+/// Refused rows after which the starts are taken from a list.
+fn too_many(count: usize) -> usize {
+    8 * count + 64
+}
+
+/// As `StartTree::draw` and `draw_distinct`, from a list of all starts, which are few. That trying rows took too long
+/// says nothing of what it drew.
+fn draw_listed(
+    starts: &Starts<'_>,
+    count: usize,
+    distinct: bool,
+    refused: Vec<usize>,
+    rng: &mut impl Rng,
+    weight: impl Fn(usize) -> Weight,
+) -> Drawn {
+    let slots = all_found(starts);
+    let mut drawn = Drawn { starts: Vec::with_capacity(count), refused };
+    if slots.is_empty() {
+        return drawn;
+    }
+    let mut tree = SumTree::new(slots.len());
+    tree.fill(|leaf| weight(slots[leaf]));
+    while drawn.starts.len() < count {
+        let (mut point, mut leaf) = ([rng.random()], [0]);
+        if tree.find(&mut point, &mut leaf).is_none() {
+            break;
+        }
+        drawn.starts.push(slots[leaf[0]]);
+        if distinct {
+            tree.set(std::iter::once((leaf[0], Weight::ZERO)));
+        }
+    }
+    drawn
 }
 
 fn in_ranges(ranges: &[Range<u64>], ring: &Ring, slot: usize) -> bool {

@@ -131,7 +131,12 @@ impl Prioritized {
             None => StartTree::new(starts, |slot| self.weight(slot)),
         };
         self.changed.clear();
-        let drawn = if replacement { tree.draw(starts, count, rng) } else { tree.draw_distinct(starts, count, rng) };
+        let weight = |slot| self.weight(slot);
+        let drawn = if replacement {
+            tree.draw(starts, count, rng, weight)
+        } else {
+            tree.draw_distinct(starts, count, rng, weight)
+        };
         let changed = drawn.refused.iter().chain(if replacement { &[][..] } else { &drawn.starts });
         tree.set(starts.ring(), changed.copied(), |slot| self.weight(slot));
         // From the tree, whose leaves were just read.

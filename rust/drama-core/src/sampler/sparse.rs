@@ -1,4 +1,4 @@
-//! Uniform draws where so few rows are starts that trying rows would take for ever.
+//! Draws where so few rows are starts that trying rows would take for ever.
 
 use std::collections::VecDeque;
 
@@ -7,6 +7,7 @@ use rand::Rng;
 use super::uniform::numbers;
 use crate::{
     error::{Error, Result},
+    ring::Ring,
     starts::{Kind, Starts},
 };
 
@@ -20,6 +21,57 @@ pub(crate) struct Found {
     seen: Vec<u64>,
 }
 
+/// The starts of one kind as they are now.
+struct Listed<'f> {
+    found: &'f Found,
+    /// Starts to be named one by one.
+    single: Vec<usize>,
+    /// By environment, from which place of its list on starts are listed, and how many are up to there, summed up.
+    sums: Vec<(usize, usize)>,
+    total: usize,
+}
+
+impl<'f> Listed<'f> {
+    fn new(starts: &Starts<'_>, kept: &'f mut Option<Found>) -> Self {
+        let ring = starts.ring();
+        let same = kept.take().filter(|found| found.kind == starts.kind() && found.frames == starts.frames());
+        let found = kept.insert(same.unwrap_or_else(|| Found {
+            kind: starts.kind(),
+            frames: starts.frames(),
+            rows: vec![VecDeque::new(); ring.num_envs()],
+            seen: vec![0; ring.num_envs()],
+        }));
+        let (mut single, mut sums, mut total) = (Vec::new(), Vec::new(), 0);
+        for (env, (rows, seen)) in found.rows.iter_mut().zip(&mut found.seen).enumerate() {
+            let (oldest, end) = (ring.held(env).start, starts.ranges()[env].end);
+            let is_start = |t: &u64| starts.accepts(ring.slot(env, *t));
+            let settled = end.saturating_sub(starts.unsettled());
+            rows.extend(((*seen).max(oldest)..settled).filter(is_start));
+            *seen = settled.max(*seen);
+            while rows.front().is_some_and(|&t| t < oldest) {
+                rows.pop_front();
+            }
+            let at_the_edge = rows.partition_point(|&t| t < oldest + found.frames as u64);
+            let edge = rows.iter().copied().take(at_the_edge);
+            single.extend(edge.chain(*seen..end).filter(is_start).map(|t| ring.slot(env, t)));
+            total += rows.len() - at_the_edge;
+            sums.push((total, at_the_edge));
+        }
+        Self { found, single, sums, total }
+    }
+
+    fn len(&self) -> usize {
+        self.single.len() + self.total
+    }
+
+    fn slot(&self, ring: &Ring, number: usize) -> usize {
+        let Some(number) = number.checked_sub(self.single.len()) else { return self.single[number] };
+        let env = self.sums.partition_point(|&(sum, _)| sum <= number);
+        let before = if env == 0 { 0 } else { self.sums[env - 1].0 };
+        ring.slot(env, self.found.rows[env][self.sums[env].1 + number - before])
+    }
+}
+
 /// Draws the slots of `count` starts.
 pub(super) fn draw_found(
     starts: &Starts<'_>,
@@ -27,41 +79,18 @@ pub(super) fn draw_found(
     replacement: bool,
     rng: &mut impl Rng,
 ) -> Result<Vec<usize>> {
-    let ring = starts.ring();
-    let mut kept = ring.found();
-    let same = kept.take().filter(|found| found.kind == starts.kind() && found.frames == starts.frames());
-    let found = kept.insert(same.unwrap_or_else(|| Found {
-        kind: starts.kind(),
-        frames: starts.frames(),
-        rows: vec![VecDeque::new(); ring.num_envs()],
-        seen: vec![0; ring.num_envs()],
-    }));
-    // Starts to be named one by one, then those of each environment's list from some place on, summed up.
-    let (mut single, mut sums, mut total) = (Vec::new(), Vec::new(), 0);
-    for (env, (rows, seen)) in found.rows.iter_mut().zip(&mut found.seen).enumerate() {
-        let (oldest, end) = (ring.held(env).start, starts.ranges()[env].end);
-        let is_start = |t: &u64| starts.accepts(ring.slot(env, *t));
-        let settled = end.saturating_sub(starts.unsettled());
-        rows.extend(((*seen).max(oldest)..settled).filter(is_start));
-        *seen = settled.max(*seen);
-        while rows.front().is_some_and(|&t| t < oldest) {
-            rows.pop_front();
-        }
-        let at_the_edge = rows.partition_point(|&t| t < oldest + found.frames as u64);
-        let edge = rows.iter().copied().take(at_the_edge);
-        single.extend(edge.chain(*seen..end).filter(is_start).map(|t| ring.slot(env, t)));
-        total += rows.len() - at_the_edge;
-        sums.push((total, at_the_edge));
+    let mut kept = starts.ring().found();
+    let listed = Listed::new(starts, &mut kept);
+    if listed.len() < if replacement { 1 } else { count } {
+        return Error::value(starts.too_few(count, !replacement, listed.len()));
     }
-    let available = single.len() + total;
-    if available < if replacement { 1 } else { count } {
-        return Error::value(starts.too_few(count, !replacement, available));
-    }
-    let slot = |number: usize| {
-        let Some(number) = number.checked_sub(single.len()) else { return single[number] };
-        let env = sums.partition_point(|&(sum, _)| sum <= number);
-        let before = if env == 0 { 0 } else { sums[env - 1].0 };
-        ring.slot(env, found.rows[env][sums[env].1 + number - before])
-    };
-    Ok(numbers(available, count, replacement, rng).into_iter().map(slot).collect())
+    let numbers = numbers(listed.len(), count, replacement, rng);
+    Ok(numbers.into_iter().map(|number| listed.slot(starts.ring(), number)).collect())
+}
+
+/// The slots of all starts.
+pub(super) fn all_found(starts: &Starts<'_>) -> Vec<usize> {
+    let mut kept = starts.ring().found();
+    let listed = Listed::new(starts, &mut kept);
+    (0..listed.len()).map(|number| listed.slot(starts.ring(), number)).collect()
 }
