@@ -155,7 +155,9 @@ def learning() -> Iterator[dict[str, subprocess.Popen[str]]]:
     yield processes
     for process in processes.values():
         process.kill()
-        process.communicate()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
 
 
 @pytest.mark.slow
