@@ -72,6 +72,7 @@ format: $(VENV)/.dev
 bench: $(VENV)/.built
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/replay.py
+	$(BIN)/python benchmarks/replay_compression.py
 	$(BIN)/python benchmarks/envs.py
 
 wheel: $(VENV)/.created

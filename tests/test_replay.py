@@ -218,6 +218,9 @@ def test_gather_refuses_starts_without_rows() -> None:
     for index, message in [(-1, "negative"), (5, "holds no row"), (40, "holds no row"), (3, "followed by 2 rows")]:
         with pytest.raises(IndexError, match=message):
             buffer.gather([0, index], 3)
+    for indices in ([0.5], [[0]], [True]):
+        with pytest.raises(ValueError, match=r"indices: got dtype .*, expected integers \[B\]"):
+            buffer.gather(indices, 3)
     assert buffer.gather([], 3)["x"].shape == (0, 3)
 
 

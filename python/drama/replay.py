@@ -213,10 +213,14 @@ class ReplayBuffer:
         """Copy the sequences of `length` rows that start in the slots `indices`, `[B]`, into `out` as `sample` does.
 
         Raises:
+            ValueError: `indices` are no integers `[B]`.
             IndexError: a slot holds no row, fewer than `length` rows follow from it, or a frame to stack is gone.
         """
+        slots = np.asarray(indices)
+        if slots.ndim != 1 or (slots.size and slots.dtype.kind not in "iu"):
+            raise ValueError(f"indices: got dtype {slots.dtype} and shape {slots.shape}, expected integers [B]")
         frames = None if stack is None else dict(stack)
-        return self.native.gather(np.asarray(indices, dtype=np.int64), length, within_episode, frames, out)
+        return self.native.gather(slots.astype(np.int64, copy=False), length, within_episode, frames, out)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save to the directory `path`, writing only what changed since the last save or load.
