@@ -145,6 +145,7 @@ def test_the_last_of_two_priorities_counts() -> None:
 @pytest.mark.parametrize(
     ("indices", "priorities", "message"),
     [
+        ([0, 1], ["x", "y"], r"priorities: got dtype <U1 and shape \(2,\), expected numbers \[B\]"),
         ([0, 1, 2], [1.0, np.nan, -1.0], r"priorities\[1\] is NaN, expected a finite one of at least 0"),
         ([0, 1], [1.0, -0.5], r"priorities\[1\] is -0.5, expected"),
         ([0, 1], [np.inf, 1.0], r"priorities\[0\] is inf, expected"),
@@ -154,7 +155,7 @@ def test_the_last_of_two_priorities_counts() -> None:
         ([0, 1], [1.0], "got 1 priorities for 2 indices, expected as many"),
         ([0.0, 1.0], [1.0, 1.0], "indices: got dtype float64"),
         ([[0, 1]], [1.0, 1.0], r"indices: got dtype int64 and shape \(1, 2\), expected integers \[B\]"),
-        ([0, 1], [[1.0, 1.0]], r"priorities: got shape \(1, 2\), expected \[B\]"),
+        ([0, 1], [[1.0, 1.0]], r"priorities: got dtype float64 and shape \(1, 2\), expected numbers \[B\]"),
     ],
 )
 def test_bad_updates_change_nothing(indices: Any, priorities: Any, message: str) -> None:

@@ -186,10 +186,25 @@ def test_blocks_must_have_one_length() -> None:
         ({"fields": {"x": ((-2,), np.uint8)}}, "every side must not be negative, got -2"),
         ({"fields": {"x": ((2**62, 2**62), np.uint8)}}, "does not fit the address space"),
         ({"fields": {"x": ((2**50,), np.uint8)}}, 'no memory for field "x"'),
+        ({"fields": {"x": ((2**70,), np.uint8)}}, r'field "x": every side must be from 0 to 2\*\*63 - 1, got 1180'),
+        ({"fields": {"x": ((2,), ">f4")}}, 'field "x": dtype >f4 is not supported, expected native byte order'),
+        ({"fields": {"x": ((2.5,), np.uint8)}}, 'field "x": every side must be an integer, got 2.5'),
+        ({"fields": {"x": ((2,), "nope")}}, "field \"x\": dtype 'nope': "),
+        ({"fields": {"x": np.uint8}}, r'field "x": got .*uint8.*, expected \(shape, dtype\)'),
+        ({"fields": {"x": (2, np.uint8)}}, r'field "x": got \(2, .*, expected \(shape, dtype\)'),
+        ({"fields": {3: ((2,), np.uint8)}}, "fields: got the name 3, expected a str"),
+        ({"fields": ["x"]}, "fields: got list, expected a mapping"),
+        ({"compress": 3}, "compress: got 3, expected names of declared fields"),
+        ({"capacity": 2.5}, "capacity must be an integer, got 2.5"),
+        ({"capacity": None}, "capacity must be an integer, got None"),
+        ({"capacity": 2**70}, r"capacity must be from 0 to 2\*\*63 - 1, got 1180591620717411303424"),
+        ({"num_envs": "2"}, "num_envs must be an integer, got '2'"),
+        ({"seed": -1}, r"seed must be from 0 to 2\*\*64 - 1, got -1"),
+        ({"seed": 0.5}, "seed must be an integer, got 0.5"),
     ],
 )
 def test_bad_buffers_are_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         ReplayBuffer(**{"capacity": 40, "fields": {}, **arguments})
 
 
@@ -202,14 +217,37 @@ def test_bad_buffers_are_refused(arguments: dict[str, Any], message: str) -> Non
         (4, -3, "length must not be negative, got -3"),
         (4, 21, "length must be from 1 to 20 .*, got 21"),
         (4, 6, "asked for 4 .*starts of length 6, but .*exist"),
+        (2.5, 4, "batch_size must be an integer, got 2.5"),
+        (4, 2.5, "length must be an integer, got 2.5"),
+        (2**70, 4, r"batch_size must be from 0 to 2\*\*63 - 1, got 1180"),
+        (2**62, 4, r'field "x": a batch \[4611686018427387904, 4\] is beyond any memory'),
     ],
 )
 @pytest.mark.parametrize("sampler", samplers(), ids=str)
-def test_bad_samples_are_refused(sampler: Sampler, size: int, length: int, message: str) -> None:
+def test_bad_samples_are_refused(sampler: Sampler, size: Any, length: Any, message: str) -> None:
     buffer = make()
     fill(buffer, 5)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         buffer.sample(size, length, sampler=sampler)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sampler": Uniform}, r"sampler: got <class .*Uniform'>, expected Uniform\(\), .* with a method `sample`"),
+        ({"sampler": "uniform"}, r"sampler: got 'uniform', expected Uniform\(\), "),
+        ({"sampler": DynamicFrequency()}, r"sampler: got DynamicFrequency\(.*, expected .* a role of"),
+        ({"stack": ["x"]}, r"stack: got \['x'\], expected numbers of frames by field name"),
+        ({"stack": {3: 2}}, "stack: got {3: 2}, expected numbers of frames by field name"),
+        ({"stack": {"x": 1.5}}, 'stack of field "x" must be an integer, got 1.5'),
+        ({"out": [1]}, "out: got list, expected a dict of arrays by field name"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_refused(arguments: dict[str, Any], message: str) -> None:
+    buffer = make()
+    fill(buffer, 5)
+    with pytest.raises(TypeError, match=message):
+        buffer.sample(4, 2, **arguments)
 
 
 def test_gather_refuses_starts_without_rows() -> None:

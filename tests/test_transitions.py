@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -22,8 +24,15 @@ FIELDS = {"obs": ((2,), np.int64), "reward": ((), np.float32)}
 class Model:
     """A buffer, and beside it every row ever added, by environment."""
 
-    def __init__(self, capacity: int, num_envs: int, seed: int = 0, compress: Collection[str] = ()) -> None:
-        self.buffer = ReplayBuffer(capacity, FIELDS, num_envs=num_envs, seed=seed, compress=compress)
+    def __init__(
+        self,
+        capacity: int,
+        num_envs: int,
+        seed: int = 0,
+        compress: Collection[str] = (),
+        storage: str | None = None,
+    ) -> None:
+        self.buffer = ReplayBuffer(capacity, FIELDS, num_envs, seed, storage, compress)
         self.rows: list[list[Row]] = [[] for _ in range(num_envs)]
 
     def add(self, envs: list[int], ends: list[str], together: bool = False) -> None:
@@ -149,16 +158,22 @@ ENDS = st.sampled_from(["", "", "", "", "terminated", "truncated", "final", "res
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), capacity=st.integers(1, 40), num_envs=st.integers(1, 4))
 def test_all_shapes_of_draws_equal_the_model(data: st.DataObject, capacity: int, num_envs: int) -> None:
-    model = Model(capacity, num_envs, compress=data.draw(st.sampled_from([(), ("obs",), ("obs", "reward")])))
-    buffer = model.buffer
-    prioritized, frequency = Prioritized(replacement=False), DynamicFrequency()
-    distinct = [MostRecent(), Uniform(replacement=False), prioritized, frequency.world_model, frequency.imagination]
+    kept: list[dict[str, Any]] = [{}, {"compress": ("obs",)}, {"compress": ("obs", "reward")}]
+    if sys.platform != "win32":
+        kept.append({"storage": gettempdir()})
+    model = Model(capacity, num_envs, **data.draw(st.sampled_from(kept)))
+    buffer, random = model.buffer, np.random.default_rng(data.draw(st.integers(0, 99)))
+    prioritized, frequency = [Prioritized(replacement=False), Prioritized()], DynamicFrequency()
+    distinct = [MostRecent(), Uniform(replacement=False), frequency.world_model, frequency.imagination]
+    never: set[tuple[int, int]] = set()  # environment and number of the rows of priority 0
+    uses = np.zeros((2, num_envs * buffer.rows_per_env), int)
     for _ in range(data.draw(st.integers(1, 5))):
         together = data.draw(st.booleans())
         for _ in range(data.draw(st.integers(1, 20))):
             every = list(range(num_envs))
             envs = every if together else data.draw(st.lists(st.sampled_from(every), unique=True))
             model.add(envs, [data.draw(ENDS) for _ in envs], together)
+            uses[:, [model.slot(env, len(model.rows[env]) - 1) for env in envs]] = 0
         np.testing.assert_array_equal(buffer.totals, [len(rows) for rows in model.rows])
         assert len(buffer) == sum(min(len(rows), buffer.rows_per_env) for rows in model.rows)
         length = data.draw(st.integers(1, min(6, buffer.rows_per_env)))
@@ -180,8 +195,19 @@ def test_all_shapes_of_draws_equal_the_model(data: st.DataObject, capacity: int,
         for draw, rows in ((sequences, expected), (transitions, model.transitions(length, discount, frames))):
             for sampler in distinct:
                 check(draw, rows, sampler, True)
+            uses[:, list(rows)] += 1
+            np.testing.assert_array_equal(frequency.counts(buffer), uses)
             check(draw, rows, Uniform(), False)
-            check(draw, rows, Prioritized(), False)
+            without = {model.slot(env, t) for env, t in never if t >= model.oldest(env)}
+            wanted = {slot: row for slot, row in rows.items() if slot not in without}
+            for sampler, alone in zip(prioritized, (True, False), strict=True):
+                check(draw, wanted, sampler, alone)
+        held = [(env, t) for env in range(num_envs) for t in range(model.oldest(env), len(model.rows[env]))]
+        priorities = random.choice([0.0, 0.5, 3.0], len(held), p=[0.3, 0.4, 0.3])
+        never = {row for row, priority in zip(held, priorities, strict=True) if priority == 0}
+        for sampler in prioritized:
+            sampler.priorities(buffer)
+            sampler.update_priorities(np.array([model.slot(*row) for row in held], int), priorities)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "prioritized"])
@@ -288,10 +314,14 @@ def test_outputs_are_used_again() -> None:
         ({"next_fields": ["frame"]}, 'next_fields: unknown field "frame", expected obs'),
         ({"next_fields": ["obs", "obs"]}, 'the batch would have two entries "next_obs"'),
         ({"out": {"steps": np.zeros(4, np.int32)}}, 'field "steps": got dtype int32, expected int64'),
+        ({"n_step": 1.5}, "n_step must be an integer, got 1.5"),
+        ({"discount": "x"}, "discount must be a number, got 'x'"),
+        ({"next_fields": "obs"}, "next_fields: got 'obs', expected a sequence of names"),
+        ({"sampler": Uniform}, r"sampler: got <class .*Uniform'>, expected Uniform\(\), "),
     ],
 )
 def test_bad_transitions_are_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         filled().buffer.sample_transitions(**{"batch_size": 4, **arguments})
 
 
@@ -316,7 +346,7 @@ def test_buffers_without_transitions_say_why() -> None:
         def sample(self, buffer: ReplayBuffer, batch_size: int, length: int, out: Batch | None = None) -> Batch:
             return buffer.gather([0] * batch_size, length, out)
 
-    with pytest.raises(TypeError, match=r"sampler: got Own, expected one of drama\.replay"):
+    with pytest.raises(TypeError, match=r"sampler: got .*Own object.*, expected Uniform"):
         buffer.sample_transitions(2, sampler=Own())  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="within_episode"):
         buffer.sample(1, 1, sampler=Own(), within_episode=True)

@@ -69,6 +69,7 @@ class Prefetcher(Generic[T]):
 
     Raises:
         ValueError: `depth` is less than 1, or `sample` has an entry `out`.
+        TypeError: `sample` is neither a mapping nor a function.
     """
 
     @overload
@@ -100,6 +101,8 @@ class Prefetcher(Generic[T]):
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
         if not callable(sample):
+            if not isinstance(sample, Mapping):
+                raise TypeError(f"sample: got {sample!r}, expected arguments by name or a function")
             if "out" in sample:
                 raise ValueError("sample must not have an entry 'out': the prefetcher has memory of its own")
             sample = partial(buffer.sample, **sample)

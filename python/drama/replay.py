@@ -26,6 +26,7 @@ from drama.samplers import (
     Sampler,
     Stack,
     Uniform,
+    frames_of,
 )
 
 __all__ = [
@@ -42,6 +43,26 @@ __all__ = [
 ]
 
 FieldSpec: TypeAlias = tuple[Sequence[int], npt.DTypeLike]
+
+_SAMPLERS = "Uniform(), MostRecent(), Prioritized() or a role of DynamicFrequency()"
+
+
+def _declared(name: str, spec: FieldSpec) -> tuple[list[int], str]:
+    """Shape and dtype of a field, as the native half takes them."""
+    if not isinstance(name, str):
+        raise TypeError(f"fields: got the name {name!r}, expected a str")
+    try:
+        shape, given = spec
+        sides = list(shape)
+    except (TypeError, ValueError):
+        raise TypeError(f'field "{name}": got {spec!r}, expected (shape, dtype) such as ((84, 84), np.uint8)') from None
+    try:
+        dtype = np.dtype(given)
+    except TypeError as error:
+        raise TypeError(f'field "{name}": dtype {given!r}: {error}') from None
+    if not dtype.isnative:
+        raise ValueError(f'field "{name}": dtype {dtype} is not supported, expected native byte order')
+    return sides, dtype.name
 
 
 class ReplayBuffer:
@@ -70,6 +91,7 @@ class ReplayBuffer:
     Raises:
         ValueError: a size is not positive, a field has a reserved name or an unsupported dtype, or a field cannot be
             compressed.
+        TypeError: a number is no integer, or `fields` is no mapping of names to shape and dtype.
         OSError: `storage` cannot be written or has too little room.
     """
 
@@ -82,12 +104,12 @@ class ReplayBuffer:
         storage: str | os.PathLike[str] | None = None,
         compress: Collection[str] = (),
     ) -> None:
-        native_fields = [
-            (name, np.dtype(dtype).name, [int(side) for side in shape], name in compress)
-            for name, (shape, dtype) in fields.items()
-        ]
-        if isinstance(compress, str) or not set(compress) <= set(fields):
-            raise ValueError(f"compress: got {compress!r}, expected names of declared fields ({', '.join(fields)})")
+        if not isinstance(fields, Mapping):
+            raise TypeError(f"fields: got {type(fields).__name__}, expected a mapping of names to (shape, dtype)")
+        declared = {name: _declared(name, spec) for name, spec in fields.items()}
+        if isinstance(compress, str) or not isinstance(compress, Collection) or not set(compress) <= set(fields):
+            raise ValueError(f"compress: got {compress!r}, expected names of declared fields ({', '.join(declared)})")
+        native_fields = [(name, dtype, shape, name in compress) for name, (shape, dtype) in declared.items()]
         self.native = _native.Replay(capacity, native_fields, num_envs, seed, storage)
 
     def add(self, *, envs: npt.NDArray[np.int64] | None = None, **columns: Array) -> None:
@@ -150,13 +172,18 @@ class ReplayBuffer:
 
         Raises:
             ValueError: there are too few starts, a size is out of range, or an array of `out` does not fit.
+            TypeError: an argument is of the wrong type.
         """
         options: dict[str, Any] = {}
         if within_episode:
             options["within_episode"] = True
         if stack is not None:
             options["stack"] = stack
-        return (sampler or Uniform()).sample(self, batch_size, length, out, **options)
+        if sampler is None:
+            sampler = Uniform()
+        elif isinstance(sampler, type) or not hasattr(sampler, "sample"):
+            raise TypeError(f"sampler: got {sampler!r}, expected {_SAMPLERS} or an object with a method `sample`")
+        return sampler.sample(self, batch_size, length, out, **options)
 
     def sample_transitions(
         self,
@@ -192,12 +219,14 @@ class ReplayBuffer:
         Raises:
             ValueError: there are too few starts, no field `reward`, a name is unknown, a number is out of range, or an
                 array of `out` does not fit.
-            TypeError: the sampler is not one of this module.
+            TypeError: the sampler is not one of this module, or an argument is of the wrong type.
         """
-        sampler = sampler or Uniform()
+        sampler = Uniform() if sampler is None else sampler
         if not isinstance(sampler, NativeSampler):
-            raise TypeError(f"sampler: got {type(sampler).__name__}, expected one of drama.replay")
-        frames = None if stack is None else dict(stack)
+            raise TypeError(f"sampler: got {sampler!r}, expected {_SAMPLERS}")
+        if isinstance(next_fields, str) or not isinstance(next_fields, Collection):
+            raise TypeError(f"next_fields: got {next_fields!r}, expected a sequence of names")
+        frames = frames_of(stack, out)
         return self.native.sample_transitions(
             batch_size, n_step, discount, sampler.source, list(next_fields), frames, out
         )
@@ -219,7 +248,7 @@ class ReplayBuffer:
         slots = np.asarray(indices)
         if slots.ndim != 1 or (slots.size and slots.dtype.kind not in "iu"):
             raise ValueError(f"indices: got dtype {slots.dtype} and shape {slots.shape}, expected integers [B]")
-        frames = None if stack is None else dict(stack)
+        frames = frames_of(stack, out)
         return self.native.gather(slots.astype(np.int64, copy=False), length, within_episode, frames, out)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -23,6 +23,21 @@ Stack: TypeAlias = Mapping[str, int]
 """How many frames are stacked, by field name."""
 
 
+def frames_of(stack: Stack | None, out: Batch | None) -> dict[str, int] | None:
+    """Give `stack` as the native half takes it.
+
+    Raises:
+        TypeError: `stack` is no mapping or `out` is no dict.
+    """
+    if out is not None and not isinstance(out, dict):
+        raise TypeError(f"out: got {type(out).__name__}, expected a dict of arrays by field name")
+    if stack is None:
+        return None
+    if not isinstance(stack, Mapping) or not all(isinstance(name, str) for name in stack):
+        raise TypeError(f"stack: got {stack!r}, expected numbers of frames by field name")
+    return dict(stack)
+
+
 @runtime_checkable
 class Sampler(Protocol):
     """Chooses the starts of a batch; anything with this method can be given to `ReplayBuffer.sample`.
@@ -53,8 +68,7 @@ class NativeSampler:
         stack: Stack | None = None,
     ) -> Batch:
         """Draw a batch; see `ReplayBuffer.sample`."""
-        frames = None if stack is None else dict(stack)
-        return buffer.native.sample(batch_size, length, self.source, within_episode, frames, out)
+        return buffer.native.sample(batch_size, length, self.source, bool(within_episode), frames_of(stack, out), out)
 
 
 class Uniform(NativeSampler):
@@ -112,7 +126,7 @@ class Prioritized(NativeSampler):
     @property
     def source(self) -> _native._Source:
         """What the native half knows the sampler by."""
-        return (self.native, self.replacement, self.beta)
+        return (self.native, bool(self.replacement), self.beta)
 
     def update_priorities(self, indices: npt.ArrayLike, priorities: npt.ArrayLike) -> None:
         """Set the priorities, `[B]`, of the rows in the slots `indices`, `[B]`, as a batch names them.
@@ -126,10 +140,13 @@ class Prioritized(NativeSampler):
         slots = np.asarray(indices)
         if slots.ndim != 1 or (slots.size and slots.dtype.kind not in "iu"):
             raise ValueError(f"indices: got dtype {slots.dtype} and shape {slots.shape}, expected integers [B]")
-        values = np.asarray(priorities, dtype=_FLOAT64)
-        if values.ndim != 1:
-            raise ValueError(f"priorities: got shape {values.shape}, expected [B]")
-        self.native.update(slots if slots.dtype == _INT64 else slots.astype(np.int64), values)
+        values = np.asarray(priorities)
+        if values.ndim != 1 or (values.size and values.dtype.kind not in "fiu"):
+            raise ValueError(f"priorities: got dtype {values.dtype} and shape {values.shape}, expected numbers [B]")
+        self.native.update(
+            slots if slots.dtype == _INT64 else slots.astype(np.int64),
+            values if values.dtype == _FLOAT64 else values.astype(np.float64),
+        )
 
     def priorities(self, buffer: ReplayBuffer) -> npt.NDArray[np.float64]:
         """Return a copy of the priorities, float64 `[slots]`, indexed as a batch's `indices` are."""

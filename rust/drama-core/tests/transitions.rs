@@ -258,6 +258,16 @@ fn rare_starts_are_all_drawn_while_rows_come_and_go() {
                 let error = draw(expected.len() + 1).unwrap_err().to_string();
                 assert!(error.contains(&format!("only {} exist", expected.len())), "{error}");
             }
+            let newest_first = (0..=row as u64).rev().take(model.ring.rows_per_env()).flat_map(|t| {
+                let of_all = |env| model.ring.slot(env, t);
+                (0..num_envs).map(of_all).filter(|slot| expected.binary_search(slot).is_ok()).collect::<Vec<_>>()
+            });
+            let newest_first: Vec<_> = newest_first.collect();
+            for count in 1..=expected.len() {
+                assert_eq!(draw_recent(&starts, count).unwrap(), newest_first[..count]);
+            }
+            let error = draw_recent(&starts, expected.len() + 1).unwrap_err().to_string();
+            assert!(error.contains(&format!("only {} exist", expected.len())), "{error}");
             let many = draw_uniform(&starts, 50 * expected.len(), true, &mut rng).unwrap();
             assert_eq!(many.into_iter().collect::<HashSet<_>>().len(), expected.len());
         }

@@ -3,7 +3,7 @@
 use drama_core::{DType, Field};
 use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods, npyffi::flags::NPY_ARRAY_WRITEABLE};
 use pyo3::{
-    exceptions::PyValueError,
+    exceptions::{PyTypeError, PyValueError},
     intern,
     prelude::*,
     types::{PyDict, PyString, PyTuple},
@@ -12,8 +12,32 @@ use pyo3::{
 use crate::error::to_python;
 
 /// A size given as a Python integer.
-pub(crate) fn size(name: &str, value: i64) -> PyResult<usize> {
+pub(crate) fn size(name: &str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
+    natural(name, integer(name, value, "63")?)
+}
+
+pub(crate) fn natural(name: &str, value: i64) -> PyResult<usize> {
     usize::try_from(value).map_err(|_| PyValueError::new_err(format!("{name} must not be negative, got {value}")))
+}
+
+/// A seed given as a Python integer.
+pub(crate) fn seed(value: &Bound<'_, PyAny>) -> PyResult<u64> {
+    integer("seed", value, "64")
+}
+
+fn integer<'py, T: FromPyObjectOwned<'py>>(name: &str, value: &Bound<'py, PyAny>, bits: &str) -> PyResult<T> {
+    value.extract().map_err(|_| {
+        if value.hasattr("__index__").unwrap_or(false) {
+            PyValueError::new_err(format!("{name} must be from 0 to 2**{bits} - 1, got {value}"))
+        } else {
+            PyTypeError::new_err(format!("{name} must be an integer, got {value:?}"))
+        }
+    })
+}
+
+/// A Python number.
+pub(crate) fn number(name: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
+    value.extract().map_err(|_| PyTypeError::new_err(format!("{name} must be a number, got {value:?}")))
 }
 
 /// The arrays of one `add`, in schema order; `partial` allows to leave fields out. `leading` is the shape before the
@@ -141,7 +165,15 @@ impl<'py> Outputs<'py> {
         let array = |field: &Field| {
             let name = PyString::new(py, field.name());
             let Some(given) = out.map(|out| out.get_item(&name)).transpose()?.flatten() else {
-                let shape = PyTuple::new(py, [leading, field.shape()].concat())?;
+                let shape = [leading, field.shape()].concat();
+                let bytes = shape.iter().try_fold(field.dtype().itemsize(), |bytes, side| bytes.checked_mul(*side));
+                if bytes.is_none_or(|bytes| isize::try_from(bytes).is_err()) {
+                    let name = field.name();
+                    return Err(PyValueError::new_err(format!(
+                        "field {name:?}: a batch {shape:?} is beyond any memory"
+                    )));
+                }
+                let shape = PyTuple::new(py, shape)?;
                 let empty = py.import(intern!(py, "numpy"))?.getattr(intern!(py, "empty"))?;
                 let array = empty.call1((shape, field.dtype().name()))?.cast_into::<PyUntypedArray>()?;
                 return Ok((name, array));

@@ -12,7 +12,7 @@ use pyo3::{
 };
 
 use crate::{
-    arrays::{bytes, size},
+    arrays::{bytes, natural},
     error::to_python,
 };
 
@@ -131,12 +131,12 @@ impl AtariStepper {
         life_loss_terminal: bool,
     ) -> PyResult<Self> {
         let py = ale.py();
-        let frame_skip = self::size("frame_skip", frame_skip)?;
+        let frame_skip = natural("frame_skip", frame_skip)?;
         if frame_skip == 0 {
             return Err(PyValueError::new_err("frame_skip must be at least 1, got 0"));
         }
-        let size = (self::size("size", size.0)?, self::size("size", size.1)?);
-        let depth = self::size("stack", stack)?;
+        let size = (natural("size", size.0)?, natural("size", size.1)?);
+        let depth = natural("stack", stack)?;
         let (height, width): (usize, usize) = ale.call_method0(intern!(py, "getScreenDims"))?.extract()?;
         let (colours, render) =
             if grayscale { (Colours::Gray, "getScreenGrayscale") } else { (Colours::Rgb, "getScreenRGB") };

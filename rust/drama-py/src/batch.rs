@@ -16,12 +16,16 @@ pub(crate) fn position(fields: &[Field], argument: &str, name: &str) -> PyResult
 }
 
 /// Frames per field, 0 for those that are not stacked.
-pub(crate) fn stacks(fields: &[Field], given: Option<BTreeMap<String, i64>>, limit: usize) -> PyResult<Vec<usize>> {
+pub(crate) fn stacks(
+    fields: &[Field],
+    given: Option<BTreeMap<String, Bound<'_, PyAny>>>,
+    limit: usize,
+) -> PyResult<Vec<usize>> {
     let Some(given) = given else { return Ok(Vec::new()) };
     let mut stacks = vec![0; fields.len()];
     for (name, frames) in given {
         let index = position(fields, "stack", &name)?;
-        stacks[index] = size(&format!("stack of field {name:?}"), frames)?;
+        stacks[index] = size(&format!("stack of field {name:?}"), &frames)?;
         if stacks[index] == 0 || stacks[index] > limit {
             let message = format!("stack of field {name:?} must be from 1 to {limit} (the rows kept per environment)");
             return Err(PyValueError::new_err(format!("{message}, got {frames}")));
@@ -76,8 +80,10 @@ pub(crate) fn transition_outputs(fields: &[Field], steps: &Steps<'_>) -> PyResul
 }
 
 /// A field as Python declares it.
-pub(crate) fn declared((name, dtype, shape, compressed): (String, String, Vec<i64>, bool)) -> PyResult<Field> {
-    let shape = shape.into_iter().map(|side| size(&format!("field {name:?}: every side"), side));
+pub(crate) fn declared(
+    (name, dtype, shape, compressed): (String, String, Vec<Bound<'_, PyAny>>, bool),
+) -> PyResult<Field> {
+    let shape = shape.into_iter().map(|side| size(&format!("field {name:?}: every side"), &side));
     let shape = shape.collect::<PyResult<Vec<_>>>()?;
     let dtype = DType::from_name(&dtype).map_err(|error| PyValueError::new_err(format!("field {name:?}: {error}")))?;
     let field = Field::new(&name, dtype, shape).map_err(to_python)?;

@@ -7,7 +7,7 @@ use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
 use crate::{
-    arrays::size,
+    arrays::{number, size},
     error::{lock, to_python},
     replay::Replay,
 };
@@ -24,7 +24,14 @@ pub(crate) struct DynamicFrequency {
 #[pymethods]
 impl DynamicFrequency {
     #[new]
-    fn new(temperature: f64, ratio: f64, alpha: f64, beta: f64) -> PyResult<Self> {
+    fn new(
+        temperature: &Bound<'_, PyAny>,
+        ratio: &Bound<'_, PyAny>,
+        alpha: &Bound<'_, PyAny>,
+        beta: &Bound<'_, PyAny>,
+    ) -> PyResult<Self> {
+        let (temperature, ratio) = (number("temperature", temperature)?, number("ratio", ratio)?);
+        let (alpha, beta) = (number("alpha", alpha)?, number("beta", beta)?);
         let core = Core::new(temperature, ratio, alpha, beta).map_err(to_python)?;
         Ok(Self { core: Mutex::new(core) })
     }
@@ -52,7 +59,7 @@ impl DynamicFrequency {
         n: PyReadonlyArray1<'_, u32>,
         b: PyReadonlyArray1<'_, u32>,
         seen: PyReadonlyArray1<'_, u64>,
-        num_envs: i64,
+        num_envs: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
         let (n, b, seen) = (n.as_array().to_vec(), b.as_array().to_vec(), seen.as_array().to_vec());
         let counters = Counters { n, b, seen, num_envs: size("num_envs", num_envs)? };

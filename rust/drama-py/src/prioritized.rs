@@ -7,6 +7,7 @@ use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
 use crate::{
+    arrays::number,
     error::{lock, to_python},
     replay::Replay,
 };
@@ -22,7 +23,8 @@ pub(crate) struct Prioritized {
 #[pymethods]
 impl Prioritized {
     #[new]
-    fn new(alpha: f64) -> PyResult<Self> {
+    fn new(alpha: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let alpha = number("alpha", alpha)?;
         Ok(Self { core: Mutex::new(Core::new(alpha).map_err(to_python)?) })
     }
 

@@ -18,7 +18,7 @@ use pyo3::{
 };
 
 use crate::{
-    arrays::{self, Outputs, bytes, columns, size},
+    arrays::{self, Outputs, bytes, columns, number, size},
     batch::{declared, position, sequence_outputs, stacks, transition_outputs},
     error::{lock, to_python},
     sampling::Sampler,
@@ -80,15 +80,16 @@ impl Replay {
     #[pyo3(signature = (capacity, fields, num_envs, seed, storage=None))]
     fn new(
         py: Python<'_>,
-        capacity: i64,
-        fields: Vec<(String, String, Vec<i64>, bool)>,
-        num_envs: i64,
-        seed: u64,
+        capacity: &Bound<'_, PyAny>,
+        fields: Vec<(String, String, Vec<Bound<'_, PyAny>>, bool)>,
+        num_envs: &Bound<'_, PyAny>,
+        seed: &Bound<'_, PyAny>,
         storage: Option<PathBuf>,
     ) -> PyResult<Self> {
         let fields = fields.into_iter().map(declared).collect::<PyResult<Vec<_>>>()?;
         let schema = Schema::new(fields).map_err(to_python)?;
         let (capacity, num_envs) = (size("capacity", capacity)?, size("num_envs", num_envs)?);
+        let seed = arrays::seed(seed)?;
         let ring = py.detach(|| Ring::stored(schema, capacity, num_envs, storage.as_deref())).map_err(to_python)?;
         Ok(Self::from_parts(ring, seeded(seed), None))
     }
@@ -120,11 +121,11 @@ impl Replay {
     fn sample<'py>(
         &self,
         py: Python<'py>,
-        batch_size: i64,
-        length: i64,
+        batch_size: &Bound<'py, PyAny>,
+        length: &Bound<'py, PyAny>,
         sampler: &Bound<'py, PyAny>,
         within_episode: bool,
-        stack: Option<BTreeMap<String, i64>>,
+        stack: Option<BTreeMap<String, Bound<'py, PyAny>>>,
         out: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let (count, length) = (size("batch_size", batch_size)?, size("length", length)?);
@@ -151,15 +152,16 @@ impl Replay {
     fn sample_transitions<'py>(
         &self,
         py: Python<'py>,
-        batch_size: i64,
-        n_step: i64,
-        discount: f64,
+        batch_size: &Bound<'py, PyAny>,
+        n_step: &Bound<'py, PyAny>,
+        discount: &Bound<'py, PyAny>,
         sampler: &Bound<'py, PyAny>,
         next_fields: Vec<String>,
-        stack: Option<BTreeMap<String, i64>>,
+        stack: Option<BTreeMap<String, Bound<'py, PyAny>>>,
         out: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let (count, n_step) = (size("batch_size", batch_size)?, size("n_step", n_step)?);
+        let discount = number("discount", discount)?;
         if !(0.0..=1.0).contains(&discount) {
             return Err(PyValueError::new_err(format!("discount must be from 0 to 1, got {discount}")));
         }
@@ -187,9 +189,9 @@ impl Replay {
         &self,
         py: Python<'py>,
         indices: PyReadonlyArray1<'py, i64>,
-        length: i64,
+        length: &Bound<'py, PyAny>,
         within_episode: bool,
-        stack: Option<BTreeMap<String, i64>>,
+        stack: Option<BTreeMap<String, Bound<'py, PyAny>>>,
         out: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let length = size("length", length)?;

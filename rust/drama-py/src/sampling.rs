@@ -8,7 +8,7 @@ use pyo3::{
     types::{PyDict, PyString, PyTuple},
 };
 
-use crate::{dfs::DynamicFrequency, error::lock, prioritized::Prioritized};
+use crate::{arrays::number, dfs::DynamicFrequency, error::lock, prioritized::Prioritized};
 
 /// A sampler to draw with.
 pub(crate) enum Sampler {
@@ -40,8 +40,8 @@ impl Sampler {
             };
         }
         if source.cast::<PyTuple>().is_ok_and(|tuple| tuple.len() == 3) {
-            let (sampler, replacement, beta) = source.extract()?;
-            return Ok(Self::Prioritized { sampler, replacement, beta });
+            let (sampler, replacement, beta): (_, _, Bound<'_, PyAny>) = source.extract()?;
+            return Ok(Self::Prioritized { sampler, replacement, beta: number("beta", &beta)? });
         }
         let (sampler, role): (_, String) = source.extract()?;
         match role.as_str() {

@@ -94,3 +94,18 @@ pub(super) fn all_found(starts: &Starts<'_>) -> Vec<usize> {
     let listed = Listed::new(starts, &mut kept);
     (0..listed.len()).map(|number| listed.slot(starts.ring(), number)).collect()
 }
+
+/// The slots of the `count` newest starts, fewer where there are no more.
+pub(super) fn newest_found(starts: &Starts<'_>, count: usize) -> Vec<usize> {
+    let ring = starts.ring();
+    let mut kept = ring.found();
+    let found = Listed::new(starts, &mut kept).found;
+    let mut newest = Vec::new();
+    for (env, range) in starts.ranges().iter().enumerate() {
+        let rows = (found.seen[env]..range.end).rev().chain(found.rows[env].iter().rev().copied());
+        let are_starts = rows.filter(|&t| starts.accepts(ring.slot(env, t)));
+        newest.extend(are_starts.take(count).map(|t| (range.end - t, env, ring.slot(env, t))));
+    }
+    newest.sort_unstable();
+    newest.into_iter().take(count).map(|(_, _, slot)| slot).collect()
+}
