@@ -2,7 +2,7 @@
 
 Actions are random; the world model trains on the first rows, and after some updates its losses on these and on the
 later rows are compared. Each `--try` is a set of options that replaces the preset's, such as
-`train.shift=0,world_model.free_bits=1`; without any, the preset is measured beside itself without shifts.
+`train.shift=2,world_model.free_bits=1`; without any, the preset is measured beside itself with all pixels alike.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from drama.config import PRESETS, Config, preset
 from drama.device import resolve_device
 from drama.envs import make_env
 from drama.learner import Learner
+from drama.models.losses import reconstruction_losses
+from drama.models.vision import to_unit
 from drama.models.world_model import Batch
 from drama.replay import DynamicFrequency, ReplayBuffer
 from drama.trainer import random_play
 from learning import replaced
 
-LOSSES = ("reconstruction", "reward", "kl")
+LOSSES = ("reconstruction", "moving", "reward", "kl")
 LENGTH = 32
 """Rows of the sequences that losses are measured on."""
 
@@ -49,10 +52,19 @@ def split(buffer: ReplayBuffer, rows: int) -> ReplayBuffer:
 
 
 def losses(learner: Learner, batch: Batch) -> dict[str, float]:
-    """Means over all sequences, with the weights as they are."""
+    """Means over all sequences, with the weights as they are. `moving` is the squared error of the pixels that move,
+    over what the mean frame has: 1 if nothing that moves is seen."""
+    model, frames = learner.world_model, to_unit(batch.obs)
+
+    def moving(predicted: Tensor) -> float:
+        weighted, plain = reconstruction_losses(predicted, frames, motion_scale=1.0)
+        return (weighted - plain).item()
+
     with torch.no_grad(), learner.autocast:
-        found = learner.world_model.loss(batch)
-    return {name: found[name].item() for name in LOSSES}
+        found = {name: value.item() for name, value in model.loss(batch).items()}
+        found["moving"] = moving(model.decode(model.sample(model.encode(batch.obs))))
+    found["moving"] /= moving(frames.mean((0, 1)))
+    return {name: found[name] for name in LOSSES}
 
 
 def measure(config: Config, rows: int, held_out: int, updates: int) -> dict[str, Any]:
@@ -89,17 +101,15 @@ def main() -> None:
     config = dataclasses.replace(preset(args.preset), game=args.game, steps=args.rows + args.held_out)
     found = {
         options or args.preset: measure(chosen(config, options), args.rows, args.held_out, args.updates)
-        for options in args.tries or ["", "train.shift=0"]
+        for options in args.tries or ["", "world_model.motion_scale=0,world_model.reconstruction_scale=32"]
     }
     if args.json:
         print(json.dumps(found, indent=2))
         return
     print(f"{args.game}, {args.updates} updates on {args.rows} rows; on them, and on {args.held_out} others:")
-    print(f"{'reconstruction':>20}{'reward':>18}{'KL':>18}")
+    print(f"{'reconstruction':>20}{'moving':>18}{'reward':>18}{'KL':>18}")
     for options, at in found.items():
-        pairs = (
-            f"{at['trained'][name]:8.3f} {at['held out'][name]:8.3f}" for name in ("reconstruction", "reward", "kl")
-        )
+        pairs = (f"{at['trained'][name]:8.3f} {at['held out'][name]:8.3f}" for name in LOSSES)
         print(f"   {' '.join(pairs)}   {options}")
 
 

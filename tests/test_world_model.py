@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from drama.config import LatentConfig, SequenceConfig, VisionConfig, WorldModelConfig, preset
 from drama.learner import Learner
-from drama.models.losses import kl_losses, reconstruction_loss
+from drama.models.losses import MOVING_SHARE, kl_losses, reconstruction_losses
 from drama.models.world_model import Batch, WorldModel
 
 SIZE, ACTIONS = 8, 3
@@ -119,10 +119,31 @@ def test_each_kl_trains_its_own_side() -> None:
 def test_reconstruction_sums_over_the_pixels_of_a_frame() -> None:
     """2x2 pixels of 3 channels off by 1/2 cost 12/4 per frame; one such frame of six costs a sixth of it."""
     target = torch.full((2, 3, 2, 2, 3), 0.5)
-    assert reconstruction_loss(torch.zeros_like(target), target).item() == pytest.approx(3.0)
+    weighted, plain = reconstruction_losses(torch.zeros_like(target), target)
+    assert weighted.item() == plain.item() == pytest.approx(3.0)
     predicted = target.clone()
     predicted[1, 2] = 1.0
-    assert reconstruction_loss(predicted, target).item() == pytest.approx(0.5)
+    assert reconstruction_losses(predicted, target)[1].item() == pytest.approx(0.5)
+
+
+def test_pixels_that_change_weigh_more() -> None:
+    """One of 20 x 20 pixels lights up in the third of four frames: it moves in the second, the third and the fourth."""
+    target = torch.zeros(1, 4, 20, 20, 1)
+    target[0, 2, 5, 5] = 1.0
+    target[0, :, 0, 0] = torch.tensor([0.0, 0.04, 0.08, 0.12])[:, None]  # too little to count
+    predicted = target + 0.5
+    per_frame = 400 * 0.25
+    weighted, plain = reconstruction_losses(predicted, target, motion_scale=10.0)
+    assert plain.item() == pytest.approx(per_frame)
+    assert weighted.item() == pytest.approx(per_frame + 10 * 0.25 * 3 / 4)
+    # All pixels of two frames change: together they weigh as much as 1 % of them would.
+    target = torch.zeros(1, 2, 20, 20, 1)
+    target[0, 1] = 1.0
+    weighted, _ = reconstruction_losses(target + 0.5, target, motion_scale=10.0)
+    assert weighted.item() == pytest.approx(per_frame + 10 * MOVING_SHARE * per_frame)
+    # A single frame has nothing to compare with.
+    weighted, plain = reconstruction_losses(torch.zeros(2, 1, 4, 4, 3), torch.ones(2, 1, 4, 4, 3), motion_scale=10.0)
+    assert weighted.item() == plain.item()
 
 
 def test_loss_is_the_weighted_sum_of_its_parts() -> None:

@@ -160,6 +160,9 @@ class WorldModelConfig:
     """The bins span [-limit, limit] in symlog space."""
     reconstruction_scale: float = 1.0
     """Weight of the squared error; small gray objects need more than the 1 that suits three colour channels."""
+    motion_scale: float = 0.0
+    """How many times more than others pixels count that change from or to the next frame, so that small moving objects
+    are seen at all; 0 treats all alike, as published."""
     dynamics_scale: float = 1.0
     """Weight of KL(stop(posterior) || prior)."""
     representation_scale: float = 0.1
@@ -315,6 +318,9 @@ class Config:
             f"train.context: {t.context} must be at least 2": t.context >= 2,
             f"seed: {self.seed} must not be negative": self.seed >= 0,
             f"train.shift: {t.shift} must not be negative": t.shift >= 0,
+            f"world_model.motion_scale: {self.world_model.motion_scale} must not be negative": (
+                self.world_model.motion_scale >= 0
+            ),
         }
         for name in ("num_envs", "train_every", "batch_size", "batch_length", "imagination_batch", "horizon"):
             checks[f"train.{name}: {getattr(t, name)} must be at least 1"] = getattr(t, name) >= 1
@@ -421,10 +427,11 @@ def _cpu() -> Config:
             latent=LatentConfig(variables=16, classes=16, posterior_gain=3.0),
             sequence=SequenceConfig(width=192, head_dim=32),
             head_units=128,
-            reconstruction_scale=32.0,
+            reconstruction_scale=8.0,
+            motion_scale=30.0,
             free_bits=0.1,
         ),
-        agent=AgentConfig(actor_units=128, critic_units=128, layers=2, entropy=1e-3),
+        agent=AgentConfig(actor_units=128, critic_units=128, layers=2, entropy=1e-2),
         train=TrainConfig(
             train_every=4,
             batch_size=8,
@@ -433,7 +440,7 @@ def _cpu() -> Config:
             context=8,
             horizon=12,
             world_model_lr=2e-3,
-            agent_lr=3e-4,
+            agent_lr=1e-4,
             warmup_updates=200,
         ),
     )
@@ -451,9 +458,13 @@ def _small() -> Config:
             cpu.world_model,
             vision=dataclasses.replace(cpu.world_model.vision, channels=(32, 64), strides=(4, 2)),
             sequence=dataclasses.replace(cpu.world_model.sequence, width=128),
+            reconstruction_scale=32.0,
+            motion_scale=0.0,
         ),
+        agent=dataclasses.replace(cpu.agent, entropy=1e-3),
         train=dataclasses.replace(
             cpu.train,
+            agent_lr=3e-4,
             start_step=500,
             train_every=2,
             batch_length=32,

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from drama.models.latent import kl_divergence
 
+CHANGE = 0.05
+"""Difference of two pixels in [0, 1] from which on they count as changed."""
+MOVING_SHARE = 0.01
+"""Where more of a frame moves than this, as when it flashes, moving pixels share the weight of this many."""
 
-def reconstruction_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Squared error summed over the pixels of each frame, meaned over frames: `[B, T, H, W, C]` twice to a scalar."""
-    return (predicted.float() - target.float()).square().sum((-3, -2, -1)).mean()
+
+def reconstruction_losses(predicted: Tensor, target: Tensor, motion_scale: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Squared error of frames in [0, 1], summed over the pixels of each and meaned over frames.
+
+    Args:
+        predicted: frames `[B, T, H, W, C]`.
+        target: frames `[B, T, H, W, C]`, consecutive ones.
+        motion_scale: extra weight of the pixels that change from the frame before or to the next.
+
+    Returns:
+        The error in which moving pixels have their extra weight, and the plain one.
+    """
+    error = (predicted.float() - target.float()).square()
+    plain = error.sum((-3, -2, -1)).mean()
+    if motion_scale == 0:
+        return plain, plain
+    changed = ((target[:, 1:] - target[:, :-1]).abs() > CHANGE).float()
+    times = (0, 0, 0, 0, 0, 0)
+    moving = F.pad(changed, (*times, 1, 0)).maximum(F.pad(changed, (*times, 0, 1)))
+    share = moving.mean((-3, -2, -1)).clamp(min=MOVING_SHARE)
+    extra = (error * moving).sum((-3, -2, -1)) * (motion_scale * MOVING_SHARE / share)
+    return plain + extra.mean(), plain
 
 
 def kl_losses(posterior: Tensor, prior: Tensor, is_first: Tensor, free_bits: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from drama.config import WorldModelConfig
 from drama.models import latent, sequence
 from drama.models.heads import TwoHot, mlp
-from drama.models.losses import kl_losses, reconstruction_loss
+from drama.models.losses import kl_losses, reconstruction_losses
 from drama.models.norm import RMSNorm
 from drama.models.sequence.base import State
 from drama.models.vision import Decoder, Encoder, to_unit
@@ -124,12 +124,12 @@ class WorldModel(nn.Module):
         prior = self.predict_latent(d)
         reward, termination = self.predict_outcome(d)
 
-        reconstruction = reconstruction_loss(self.decode(z), to_unit(batch.obs))
+        weighted, reconstruction = reconstruction_losses(self.decode(z), to_unit(batch.obs), self.config.motion_scale)
         reward_loss = self.two_hot.loss(reward, batch.reward).mean()
         termination_loss = F.binary_cross_entropy_with_logits(termination.float(), batch.ended.float())
         dynamics, representation, kl = kl_losses(posterior, prior, batch.is_first, self.config.free_bits)
         loss = (
-            self.config.reconstruction_scale * reconstruction
+            self.config.reconstruction_scale * weighted
             + reward_loss
             + termination_loss
             + self.config.dynamics_scale * dynamics
