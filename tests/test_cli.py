@@ -225,37 +225,31 @@ def test_presets_are_valid_and_survive_json(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("name", "value", "message"),
     [
-        ({"steps": 1000}, "steps: 1000 is fewer than the warm-up train.start_step = 1032"),
-        ({"seed": -1}, "seed: -1 must not be negative"),
-        ({"train": {"start_step": 20}}, "train.start_step: 20 rows cannot fill the first batch, which needs 1032"),
-        ({"train": {"replay_capacity": 99}}, "train.replay_capacity: 99 is less than train.start_step = 1032"),
-        ({"train": {"shift": -1}}, "train.shift: -1 must not be negative"),
-        ({"train": {"batch_size": 0}}, "train.batch_size: 0 must be at least 1"),
-        ({"train": {"context": 1}}, "train.context: 1 must be at least 2"),
-        ({"world_model": {"motion_scale": -1.0}}, "world_model.motion_scale: -1.0 must not be negative"),
-        ({"world_model": {"vision": {"kernel": 4}}}, "world_model.vision.kernel: 4 must be odd"),
-        (
-            {"world_model": {"vision": {"strides": [2, 2]}}},
-            r"world_model.vision.strides: \(2, 2\) must hold .* 5 channels",
-        ),
-        ({"env": {"size": 60}}, "env.size: 60 must be square, a multiple of 16"),
-        ({"env": {"frame_stack": 4}}, "env.frame_stack: 4 must be 1"),
-        ({"log": {"eval_envs": 0}}, "log.eval_envs: 0 must be at least 1"),
+        ("steps", 1000, "steps: 1000 is fewer than the warm-up train.start_step = 1032"),
+        ("seed", -1, "seed: -1 must not be negative"),
+        ("train.start_step", 20, "train.start_step: 20 rows cannot fill the first batch, which needs 1032"),
+        ("train.replay_capacity", 99, "train.replay_capacity: 99 is less than train.start_step = 1032"),
+        ("train.shift", -1, "train.shift: -1 must not be negative"),
+        ("train.batch_size", 0, "train.batch_size: 0 must be at least 1"),
+        ("train.context", 1, "train.context: 1 must be at least 2"),
+        ("world_model.motion_scale", -1.0, "world_model.motion_scale: -1.0 must not be negative"),
+        ("world_model.vision.kernel", 4, "world_model.vision.kernel: 4 must be odd"),
+        ("world_model.vision.strides", [2, 2], r"world_model.vision.strides: \(2, 2\) must hold .* 5 channels"),
+        ("env.size", 60, "env.size: 60 must be square, a multiple of 16"),
+        ("env.frame_stack", 4, "env.frame_stack: 4 must be 1"),
+        ("log.eval_envs", 0, "log.eval_envs: 0 must be at least 1"),
+        ("log.eval_episodes", -1, "log.eval_episodes: -1 must not be negative"),
     ],
 )
-def test_configs_that_cannot_work_are_refused(change: dict[str, Any], message: str) -> None:
+def test_configs_that_cannot_work_are_refused(name: str, value: Any, message: str) -> None:
     values = json.loads(preset("paper").to_json())
-
-    def put(into: dict[str, Any], new: dict[str, Any]) -> None:
-        for name, value in new.items():
-            if isinstance(value, dict):
-                put(into[name], value)
-            else:
-                into[name] = value
-
-    put(values, change)
+    *sections, option = name.split(".")
+    section = values
+    for part in sections:
+        section = section[part]
+    section[option] = value
     with pytest.raises(ValueError, match=message):
         Config.from_json(json.dumps(values)).validate()
 

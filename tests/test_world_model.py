@@ -154,6 +154,20 @@ def test_loss_is_the_weighted_sum_of_its_parts() -> None:
     assert losses["loss"].item() == pytest.approx(parts.item(), rel=1e-5)
 
 
+def test_the_loss_weighs_what_moves_as_configured() -> None:
+    model = make_model(dataclasses.replace(CONFIG, reconstruction_scale=2.0, motion_scale=50.0, free_bits=3.0))
+    decoded: list[Tensor] = []
+    model.decoder.register_forward_hook(lambda _module, _inputs, result: decoded.append(result))
+    batch = make_batch(4, 6)
+    losses = model.loss(batch)
+    weighted, plain = reconstruction_losses(decoded[0], batch.obs / 255, 50.0)
+    assert weighted > 1.4 * plain
+    assert losses["reconstruction"].item() == pytest.approx(plain.item())
+    kl = (CONFIG.dynamics_scale + CONFIG.representation_scale) * 3.0
+    parts = 2.0 * weighted + losses["reward"] + losses["termination"] + kl
+    assert losses["loss"].item() == pytest.approx(parts.item(), rel=1e-5)
+
+
 def test_the_loss_sees_the_episode_starts() -> None:
     """Inside `loss`, actions before a start do not reach the outputs after it, and pairs across starts cost no KL."""
     model = make_model(dataclasses.replace(CONFIG, free_bits=0.0))

@@ -161,8 +161,8 @@ class WorldModelConfig:
     reconstruction_scale: float = 1.0
     """Weight of the squared error; small gray objects need more than the 1 that suits three colour channels."""
     motion_scale: float = 0.0
-    """How many times more than others pixels count that change from or to the next frame, so that small moving objects
-    are seen at all; 0 treats all alike, as published."""
+    """Extra weight of the pixels that change from the frame before or to the next, over the 1 that all have, so that
+    small moving objects are seen at all; 0 as published."""
     dynamics_scale: float = 1.0
     """Weight of KL(stop(posterior) || prior)."""
     representation_scale: float = 0.1
@@ -316,15 +316,16 @@ class Config:
                 self.env.frame_stack == 1
             ),
             f"train.context: {t.context} must be at least 2": t.context >= 2,
-            f"seed: {self.seed} must not be negative": self.seed >= 0,
-            f"train.shift: {t.shift} must not be negative": t.shift >= 0,
-            f"world_model.motion_scale: {self.world_model.motion_scale} must not be negative": (
-                self.world_model.motion_scale >= 0
-            ),
         }
+        not_negative = {
+            "seed": self.seed,
+            "train.shift": t.shift,
+            "world_model.motion_scale": self.world_model.motion_scale,
+            "log.eval_episodes": self.log.eval_episodes,
+        }
+        checks |= {f"{name}: {value} must not be negative": value >= 0 for name, value in not_negative.items()}
         for name in ("num_envs", "train_every", "batch_size", "batch_length", "imagination_batch", "horizon"):
             checks[f"train.{name}: {getattr(t, name)} must be at least 1"] = getattr(t, name) >= 1
-        checks[f"log.eval_episodes: {self.log.eval_episodes} must not be negative"] = self.log.eval_episodes >= 0
         for name in ("log_every", "image_every", "checkpoint_every", "eval_envs"):
             checks[f"log.{name}: {getattr(self.log, name)} must be at least 1"] = getattr(self.log, name) >= 1
         _refuse(checks)

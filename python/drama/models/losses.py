@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from drama.models.latent import kl_divergence
@@ -28,10 +28,11 @@ def reconstruction_losses(predicted: Tensor, target: Tensor, motion_scale: float
     plain = error.sum((-3, -2, -1)).mean()
     if motion_scale == 0:
         return plain, plain
-    changed = ((target[:, 1:] - target[:, :-1]).abs() > CHANGE).float()
-    times = (0, 0, 0, 0, 0, 0)
-    moving = F.pad(changed, (*times, 1, 0)).maximum(F.pad(changed, (*times, 0, 1)))
-    share = moving.mean((-3, -2, -1)).clamp(min=MOVING_SHARE)
+    changed = (target[:, 1:] - target[:, :-1]).abs() > CHANGE
+    moving = torch.zeros_like(target, dtype=torch.bool)
+    moving[:, 1:] |= changed
+    moving[:, :-1] |= changed
+    share = moving.float().mean((-3, -2, -1)).clamp(min=MOVING_SHARE)
     extra = (error * moving).sum((-3, -2, -1)) * (motion_scale * MOVING_SHARE / share)
     return plain + extra.mean(), plain
 
