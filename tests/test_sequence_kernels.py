@@ -1,30 +1,38 @@
-"""The recurrence against `mamba_ssm`: its pure-PyTorch references everywhere, its kernels where there is CUDA."""
+"""The recurrence against `mamba_ssm`: its pure-PyTorch references, and its kernels, interpreted or on CUDA."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from drama.models.sequence import kernels
+from drama.models.sequence import kernels, mamba2
 from drama.models.sequence.mamba import Mamba
 from drama.models.sequence.mamba2 import Mamba2
 
 WIDTH = 32
 
+REFERENCE = Path(sys.prefix, "reference")
+"""Where `make` installs `mamba_ssm`: apart, as `transformers` would take its presence for CUDA's."""
+
 
 @pytest.fixture
 def reference(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
-    """Imports modules of `mamba_ssm` and forgets them, as `transformers` would take their presence for CUDA's."""
-    # `make` installs it into a folder of its own for the same reason; the compiled extension is never called.
-    monkeypatch.syspath_prepend(str(Path(sys.prefix, "reference")))
+    """Imports modules of `mamba_ssm` and forgets them again."""
+    # The compiled extension is never called.
+    monkeypatch.syspath_prepend(str(REFERENCE))
     before = set(sys.modules)
 
     def load(name: str) -> Any:
@@ -97,6 +105,66 @@ def test_mamba_equals_the_reference_of_mamba_ssm(length: int, reference: Callabl
 def test_kernels_asked_for_on_a_cpu_are_refused() -> None:
     with pytest.raises(ValueError, match=r"sequence\.kernels: mamba_ssm needs a CUDA device.*auto or portable"):
         Mamba2(WIDTH, headdim=16, kernels="mamba_ssm")(torch.zeros(1, 2, WIDTH))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (REFERENCE.exists() and find_spec("triton")), reason="mamba_ssm or triton is not installed")
+def test_interpreted_kernels_equal_the_portable_path() -> None:
+    script = Path(__file__).with_name("interpreted_kernels.py")
+    path = os.pathsep.join([str(REFERENCE), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    subprocess.run([sys.executable, script], check=True, env=environment, timeout=300)
+
+
+def scan_step_by_step(
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, *, D: Tensor, dt_bias: Tensor, seq_idx: Tensor, **_: Any
+) -> tuple[Tensor, Tensor]:
+    """What `mamba_chunk_scan_combined` computes, for one group and no state before."""
+    dt = F.softplus(dt + dt_bias)
+    h = x.new_zeros(*x[:, 0].shape, b.shape[-1])
+    outputs = []
+    for t in range(x.shape[1]):
+        kept = (seq_idx[:, t] == (seq_idx[:, t - 1] if t else 0)).to(x.dtype)
+        decay = torch.exp(dt[:, t] * a) * kept[:, None]
+        h = decay[..., None, None] * h + (dt[:, t, :, None] * x[:, t])[..., None] * b[:, t, :, None]
+        outputs.append((h * c[:, t, :, None]).sum(-1) + D[:, None] * x[:, t])
+    return torch.stack(outputs, dim=1), h
+
+
+def scan_without_resets(*args: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    return scan_step_by_step(*args, **kwargs | {"seq_idx": torch.zeros_like(kwargs["seq_idx"])})
+
+
+def scan_without_gradient(x: Tensor, *args: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    return scan_step_by_step(x.detach(), *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("scan", "warning"),
+    [
+        (scan_step_by_step, None),
+        (
+            scan_without_resets,
+            r"kernels: mamba_ssm's on cpu differ from PyTorch by \d.* of the largest value",
+        ),
+        (scan_without_gradient, r"on cpu differ from PyTorch"),
+        (RuntimeError("another card"), r"on cpu fail \(another card\): portable it is"),
+    ],
+)
+def test_auto_takes_kernels_that_agree_and_no_others(
+    scan: Any, warning: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Mock(side_effect=scan)
+    monkeypatch.setattr(mamba2, "scan_kernel", Mock(return_value=kernel))
+    layer = Mamba2(WIDTH, d_state=8, headdim=16, chunk_size=4)
+    x = torch.randn(2, 6, WIDTH)
+    is_first = torch.zeros(2, 6, dtype=torch.bool)
+    is_first[1, 2] = True
+    with contextlib.nullcontext() if warning is None else pytest.warns(UserWarning, match=warning):
+        y, _ = layer(x, is_first)
+    layer(x, is_first)  # decided already: no second trial
+    assert kernel.call_count == (3 if warning is None else 1)
+    torch.testing.assert_close(y, layer._evaluate(None, x, is_first, None)[0])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

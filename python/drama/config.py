@@ -134,9 +134,9 @@ class SequenceConfig:
     """Width of the causal convolution (mamba2, mamba)."""
     chunk: int = 32
     """Block length of the parallel form; changes the cost, not the result (mamba2)."""
-    kernels: Literal["portable", "mamba_ssm", "auto"] = "portable"
-    """What scans the sequence (mamba2): PyTorch, which all stated results come from; the Triton kernels of `mamba_ssm`;
-    or those on CUDA where the package is installed, else PyTorch (`auto`)."""
+    kernels: Literal["portable", "mamba_ssm", "auto"] = "auto"
+    """What scans the sequence (mamba2): PyTorch, the Triton kernels of `mamba_ssm` on CUDA, or (`auto`) those where
+    they are installed and, tried once, agree with PyTorch."""
     heads: int = 8
     """Attention heads (transformer)."""
     window: int = 64

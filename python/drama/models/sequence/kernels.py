@@ -13,13 +13,14 @@ from typing import Any, Literal
 import torch
 
 Kernels = Literal["portable", "mamba_ssm", "auto"]
+Kernel = Callable[..., Any]
 
 INSTALL = (
     "MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install --no-build-isolation --no-deps mamba-ssm einops"
 )
 
 
-def scan_kernel(kernels: Kernels, device: torch.device) -> Callable[..., Any] | None:
+def scan_kernel(kernels: Kernels, device: torch.device) -> Kernel | None:
     """`mamba_chunk_scan_combined` if `kernels` allows it and it can run on `device`, or None for the portable path.
 
     Raises:
@@ -62,6 +63,6 @@ def load_module(name: str) -> Any:
 
 
 @functools.cache
-def _load() -> Callable[..., Any]:
-    kernel: Callable[..., Any] = load_module("ops.triton.ssd_combined").mamba_chunk_scan_combined
+def _load() -> Kernel:
+    kernel: Kernel = load_module("ops.triton.ssd_combined").mamba_chunk_scan_combined
     return kernel

@@ -6,8 +6,8 @@ Parameter names, shapes and order equal `mamba_ssm.Mamba2`'s, so weights load bo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import warnings
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,11 @@ from drama.models.sequence.base import (
     episode_segments,
 )
 from drama.models.sequence.conv import causal_conv, causal_conv_step, next_window
-from drama.models.sequence.kernels import Kernels, scan_kernel
+from drama.models.sequence.kernels import Kernel, Kernels, scan_kernel
 from drama.models.sequence.ssd import Sizes, Weights, advance, mix
+
+TOLERANCE = 0.02
+"""How far kernels may be from the portable path, of the largest value: they multiply in TensorFloat-32."""
 
 
 class Mamba2State(NamedTuple):
@@ -45,8 +48,8 @@ class Mamba2(SequenceModel):
         headdim: channels P of each head; must divide the inner width.
         ngroups: groups that share B and C; must divide the number of heads.
         chunk_size: block length of the parallel form. Changes the cost, not the result.
-        kernels: `portable` PyTorch, by which all stated results were made; `mamba_ssm`, its Triton kernels; `auto`,
-            those on CUDA where installed, else `portable`.
+        kernels: `portable` PyTorch; `mamba_ssm`, its Triton kernels, on CUDA; `auto`, those where they are installed
+            and, tried once, within `TOLERANCE` of `portable`.
 
     Raises:
         ValueError: if a size is not positive, or the sizes do not divide as stated.
@@ -61,7 +64,7 @@ class Mamba2(SequenceModel):
         headdim: int = 64,
         ngroups: int = 1,
         chunk_size: int = 32,
-        kernels: Kernels = "portable",
+        kernels: Kernels = "auto",
     ) -> None:
         super().__init__()
         check_positive(
@@ -69,6 +72,7 @@ class Mamba2(SequenceModel):
             chunk_size=chunk_size,
         )  # fmt: skip
         self.kernels: Kernels = kernels
+        self._trusted: dict[torch.device, bool] = {}
         d_inner = expand * d_model
         if d_inner % headdim:
             raise ValueError(f"headdim: {headdim} does not divide the inner width expand * d_model = {d_inner}")
@@ -102,12 +106,17 @@ class Mamba2(SequenceModel):
         check_tokens(x, self.in_proj.in_features, is_first, self.D)
         if state is not None:
             check_state(state, self.initial_state, x.shape[0])
+        return self._evaluate(self._kernel(x.device), x, is_first, state)
+
+    def _evaluate(
+        self, kernel: Kernel | None, x: Tensor, is_first: Tensor | None, state: Mamba2State | None
+    ) -> tuple[Tensor, Mamba2State]:
+        """The layer with `kernel` for its recurrence, or all in PyTorch."""
         segment = episode_segments(is_first)
         window, ssm = (None, None) if state is None else state
         projected = self.in_proj(x)
-        kernel = scan_kernel(self.kernels, x.device)
         if kernel is not None:
-            y, state = self._forward_with_kernel(kernel, projected, segment, window, ssm)
+            y, state = self._mix_with_kernel(kernel, projected, segment, window, ssm)
             return self.out_proj(y), state
         taps = self.conv1d.weight[:, 0].T.contiguous()
         weights = Weights(taps, self._conv_bias, self.dt_bias, -torch.exp(self.A_log), self.D, self.norm.weight)
@@ -115,9 +124,9 @@ class Mamba2(SequenceModel):
         _, xbc, _ = self._split(projected)
         return self.out_proj(y), Mamba2State(next_window(xbc, segment, window, self.d_conv - 1), ssm)
 
-    def _forward_with_kernel(
+    def _mix_with_kernel(
         self,
-        kernel: Callable[..., Any],
+        kernel: Kernel,
         projected: Tensor,
         segment: Tensor | None,
         window: Tensor | None,
@@ -145,6 +154,40 @@ class Mamba2(SequenceModel):
             return_final_states=True,
         )
         return self.norm(y.flatten(2), gate), Mamba2State(window, ssm.to(self.D.dtype))
+
+    def _kernel(self, device: torch.device) -> Kernel | None:
+        """What `kernels` chooses on `device`; `auto` takes only what was seen to agree there, at this layer's sizes."""
+        kernel = scan_kernel(self.kernels, device)
+        if kernel is None or self.kernels == "mamba_ssm":
+            return kernel
+        if device not in self._trusted:
+            self._trusted[device] = self._trusts(kernel, device)
+        return kernel if self._trusted[device] else None
+
+    def _trusts(self, kernel: Kernel, device: torch.device) -> bool:
+        """Whether values, state and gradients are those of the portable path; warns if not."""
+        length = 2 * self.sizes.chunk + 1
+        # Not random numbers: whether this runs must not change the rest of a run.
+        values = torch.arange(2 * length * self.in_proj.in_features, device=device, dtype=self.D.dtype).sin()
+        is_first = torch.zeros(2, length, dtype=torch.bool, device=device)
+        is_first[1, length // 3] = True
+
+        def evaluate(kernel: Kernel | None) -> list[Tensor]:
+            x = values.view(2, length, -1).requires_grad_()
+            y, state = self._evaluate(kernel, x, is_first, None)
+            return [y, state.ssm, *torch.autograd.grad(y.square().sum(), [x, *self.parameters()])]
+
+        try:
+            with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+                pairs = zip(evaluate(kernel), evaluate(None), strict=True)
+            error = torch.stack([(a - b).abs().max() / b.abs().max() for a, b in pairs]).max().item()
+            if error <= TOLERANCE:
+                return True
+            problem = f"differ from PyTorch by {error:.2g} of the largest value"
+        except Exception as failure:  # a kernel that does not compile or start raises what its compiler likes
+            problem = f"fail ({failure})"
+        warnings.warn(f"world_model.sequence.kernels: mamba_ssm's on {device} {problem}: portable it is", stacklevel=2)
+        return False
 
     def step(self, x: Tensor, is_first: Tensor | None, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
         return self._step(x, is_first, state, None)
