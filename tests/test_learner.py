@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from drama.config import Config, preset
 from drama.learner import Learner, shifted
 from drama.models.world_model import Batch
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 class NoWaiting(TorchDispatchMode):
@@ -48,14 +50,54 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def make_batch(config: Config, rows: int, length: int) -> Batch:
+class NoCopies(TorchDispatchMode):
+    """Refuses copies between host and device, which wait as well."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        result = func(*args, **(kwargs or {}))
+        if "copy" in str(func) and len({x.device.type for x in (result, *args) if isinstance(x, torch.Tensor)}) > 1:
+            raise AssertionError(f"{func} copies between host and device")
+        return result
+
+
+@pytest.fixture
+def imagined_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeTensorMode:
+    """A mode in which tensors on CUDA have shapes and devices, no values: operations check both, and no GPU is needed.
+
+    Networks are made on the CPU; `to` moves them by putting such tensors in the place of theirs.
+    """
+    mode = FakeTensorMode()
+    move = nn.Module.to
+
+    def to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        if args != (CUDA,):
+            return move(module, *args, **kwargs)
+        with mode:
+            for part in module.modules():
+                for name, p in part.named_parameters(recurse=False):
+                    moved = torch.empty(p.shape, dtype=p.dtype, device=CUDA)
+                    setattr(part, name, nn.Parameter(moved, requires_grad=p.requires_grad))
+                for name, buffer in part.named_buffers(recurse=False):
+                    setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=CUDA))
+        return module
+
+    monkeypatch.setattr(nn.Module, "to", to)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    return mode
+
+
+def make_batch(config: Config, rows: int, length: int, device: torch.device = CPU) -> Batch:
     size = config.env.frame_size
     return Batch(
-        obs=torch.randint(0, 256, (rows, length, *size, 1), dtype=torch.uint8),
-        action=torch.randint(0, 6, (rows, length)),
-        reward=torch.randn(rows, length),
-        ended=torch.rand(rows, length) < 0.1,
-        is_first=torch.rand(rows, length) < 0.1,
+        obs=torch.randint(0, 256, (rows, length, *size, 1), dtype=torch.uint8, device=device),
+        action=torch.randint(0, 6, (rows, length), device=device),
+        reward=torch.randn(rows, length, device=device),
+        ended=torch.rand(rows, length, device=device) < 0.1,
+        is_first=torch.rand(rows, length, device=device) < 0.1,
     )
 
 
@@ -85,6 +127,30 @@ def test_updates_do_not_wait_for_the_device(backend: str, precision: Any) -> Non
             losses = learner.update_world_model(make_batch(config, 4, 16))
             losses |= learner.update_agent(make_batch(config, 16, 4))
     assert all(torch.isfinite(value) for value in losses.values())
+
+
+@pytest.mark.parametrize("backend", ["mamba2", "mamba", "transformer"])
+def test_updates_stay_on_a_cuda_device(
+    backend: str, imagined_cuda: FakeTensorMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the backward pass, whose engine wants a real one: every tensor on it, nothing copied to it or from it."""
+    config = with_backend(backend)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="float32", shift=2))
+    learner = Learner(config, 1, 6, CUDA)
+
+    def backward(loss: torch.Tensor) -> None:
+        assert loss.device.type == "cuda"
+        for p in [*learner.world_model.parameters(), *learner.agent.parameters()]:
+            p.grad = torch.zeros_like(p)
+
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    with imagined_cuda:
+        batch, context = make_batch(config, 4, 16, CUDA), make_batch(config, 16, 4, CUDA)
+        with NoCopies():
+            losses = learner.update_world_model(batch) | learner.update_agent(context)
+        with pytest.raises(AssertionError, match="between host and device"), NoCopies():
+            torch.zeros(2).to(CUDA)
+    assert {value.device.type for value in losses.values()} == {"cuda"}
 
 
 def test_ppo_waits_once_per_minibatch_to_stop_early() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pytorch_optimizer import LaProp
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -16,6 +15,7 @@ from drama.agent.ppo import minibatches
 from drama.config import Config
 from drama.device import autocast, keep_freed_memory
 from drama.imagination import imagine, observe
+from drama.laprop import LaProp
 from drama.models.world_model import Batch, WorldModel
 
 
@@ -151,12 +151,12 @@ def _misfit(model: WorldModel, state: dict[str, Any], error: Exception) -> str:
 
 
 class _Optimizer:
-    """LaProp (arXiv 2002.04839) with linear warm-up and gradient-norm clipping."""
+    """LaProp with linear warm-up and gradient-norm clipping."""
 
     def __init__(self, module: nn.Module, lr: float, clip: float, warmup: int) -> None:
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._clip = clip
-        self._optimizer = LaProp(self._parameters, lr=lr, eps=1e-20)
+        self._optimizer = LaProp(self._parameters, lr=lr)
         self._schedule = LambdaLR(self._optimizer, lambda update: min(1.0, (update + 1) / max(1, warmup)))
 
     def step(self, loss: Tensor) -> Tensor:

@@ -48,16 +48,19 @@ class ReturnScale(nn.Module):
     """EMA of the range between the 5 % and the 95 % quantile of returns (arXiv 2301.04104, equation 7)."""
 
     value: Tensor
+    quantiles: Tensor
 
     def __init__(self, decay: float) -> None:
         super().__init__()
         self.decay = decay
         self.register_buffer("value", torch.zeros(()))
+        # On the device from the start: to copy two numbers there in an update is to wait for all that it has to do.
+        self.register_buffer("quantiles", torch.tensor([0.05, 0.95]), persistent=False)
 
     @torch.no_grad()
     def update(self, returns: Tensor, weight: Tensor) -> Tensor:
         """Take in the `returns` of any shape whose `weight` is not 0; give the divisor `max(1, EMA)`."""
         counted = torch.where(weight > 0, returns.float(), torch.nan).flatten()
-        low, high = torch.nanquantile(counted, torch.tensor([0.05, 0.95], device=returns.device))
+        low, high = torch.nanquantile(counted, self.quantiles)
         self.value.lerp_((high - low).nan_to_num(), 1 - self.decay)  # NaN where nothing counts
         return self.value.clamp(min=1.0)
