@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from drama.config import LatentConfig, SequenceConfig, VisionConfig, WorldModelConfig
+from drama.agent.actor_critic import ActorCritic
+from drama.config import AgentConfig, LatentConfig, SequenceConfig, VisionConfig, WorldModelConfig
 from drama.dream import dream_frames, dream_strip, dream_video, to_uint8
-from drama.imagination import Start, imagine, observe
+from drama.imagination import RecordedImagination, Start, Trajectory, imagine, observe
 from drama.models.sequence.base import SequenceModel, State
 from drama.models.world_model import WorldModel
 
@@ -75,10 +80,11 @@ class Steps(NamedTuple):
     is_first: Tensor
 
 
-def make_model(seed: int = 0) -> WorldModel:
+def make_model(seed: int = 0, backend: str = "mamba2") -> WorldModel:
     """A small model whose parameters are large enough for everything it is told to show in what it predicts."""
     torch.manual_seed(seed)
-    model = WorldModel(CONFIG, SIZE, 1, ACTIONS).eval()
+    config = dataclasses.replace(CONFIG, sequence=dataclasses.replace(CONFIG.sequence, backend=backend, heads=3))
+    model = WorldModel(config, SIZE, 1, ACTIONS).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2 and "decoder" not in name:
@@ -214,6 +220,98 @@ def test_imagination_equals_the_parallel_form(context: int) -> None:
     reward, termination = model.predict_outcome(d[:, context - 1 :])
     torch.testing.assert_close(trajectory.reward, model.two_hot.decode(reward), atol=1e-4, rtol=1e-4)
     assert torch.equal(trajectory.cont, (termination <= 0).float())
+
+
+class Tape(TorchDispatchMode):
+    """What a CUDA graph is, on a CPU: the operations with the very tensors that they read and wrote."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operations: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        result = func(*args, **(kwargs or {}))
+        self.operations.append((func, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        for func, args, kwargs, result in self.operations:
+            again = func(*args, **kwargs)
+            several = isinstance(result, tuple | list)
+            for old, new in zip(result, again, strict=True) if several else [(result, again)]:
+                if old.data_ptr() != new.data_ptr():  # no view and not in place
+                    old.copy_(new)
+
+
+def record_tape(run: Callable[[], Trajectory]) -> tuple[Callable[[], None], Trajectory]:
+    with torch.no_grad(), Tape() as tape:
+        result = run()
+    return tape.replay, result
+
+
+def make_agent(model: WorldModel) -> ActorCritic:
+    return ActorCritic(AgentConfig(actor_units=8, critic_units=8), model.features, ACTIONS, 41, 20).eval()
+
+
+def seeded(imagination: Callable[[Start], Trajectory], start: Start) -> Trajectory:
+    torch.manual_seed(9)
+    return Trajectory(*(t.clone() for t in imagination(start)))
+
+
+@pytest.mark.parametrize("backend", ["mamba2", "mamba", "transformer"])
+@pytest.mark.parametrize("low", [False, True])
+def test_a_recorded_imagination_follows_starts_and_weights(backend: str, low: bool) -> None:
+    model = make_model(backend=backend)
+    agent = make_agent(model)
+    recorder = Mock(side_effect=record_tape)
+    recorded = RecordedImagination(model, agent, 5, recorder)
+    for step, rows in enumerate([3, 3, 3, 2, 2]):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):  # anew, as it keeps the weights that it has cast
+            start = observe(model, *make_steps(rows, 4 + step, {0: (2,), 1: (3 + step,)}))
+            kept = copy.deepcopy(start)
+            found = seeded(recorded, start)
+            assert recorder.call_count == (1 if rows == 3 else 2)
+            if step not in (0, 3):  # these have recorded and compared, by which the random state moved on
+                expected = seeded(lambda start: imagine(model, agent, start, 5), start)
+                assert all(torch.equal(left, right) for left, right in zip(found, expected, strict=True))
+        torch.testing.assert_close(start, kept, atol=0, rtol=0)
+        with torch.no_grad():
+            for p in [*model.parameters(), *agent.parameters()]:
+                p.add_(0.1 * torch.randn_like(p))
+        agent.observe_features(found.features)
+
+
+def stale(run: Callable[[], Trajectory]) -> tuple[Callable[[], None], Trajectory]:
+    return lambda: None, run()
+
+
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [(stale, r"differs from what is imagined without it"), (RuntimeError("not permitted"), r"fails \(not permitted\)")],
+)
+def test_a_bad_recording_is_not_used(record: Any, problem: str) -> None:
+    model = make_model()
+    agent = make_agent(model)
+    recorder = Mock(side_effect=record)
+    recorded = RecordedImagination(model, agent, 5, recorder)
+    start = observe(model, *make_steps(3, 4))
+    with pytest.warns(UserWarning, match=f"train.cuda_graph: the recorded imagination {problem}; going on without"):
+        recorded(start)
+    found, expected = seeded(recorded, start), seeded(lambda start: imagine(model, agent, start, 5), start)
+    assert recorder.call_count == 1
+    assert all(torch.equal(left, right) for left, right in zip(found, expected, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_graph_imagines_the_same() -> None:
+    model = make_model().cuda()
+    agent = make_agent(model).cuda()
+    recorded = RecordedImagination(model, agent, 5)
+    recorded(observe(model, *(t.cuda() for t in make_steps(3, 4))))
+    start = observe(model, *(t.cuda() for t in make_steps(3, 5, {0: (4,)})))
+    found, expected = seeded(recorded, start), seeded(lambda start: imagine(model, agent, start, 5), start)
+    torch.testing.assert_close(found.features[:, :2], expected.features[:, :2], atol=1e-3, rtol=1e-3)
 
 
 def dream(model: WorldModel, steps: Steps, context: int) -> tuple[Tensor, Tensor]:

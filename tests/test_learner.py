@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from drama.config import Config, preset
+from drama.imagination import imagine
 from drama.learner import Learner, shifted
 from drama.models.world_model import Batch
 
@@ -129,14 +131,19 @@ def test_updates_do_not_wait_for_the_device(backend: str, precision: Any) -> Non
     assert all(torch.isfinite(value) for value in losses.values())
 
 
-@pytest.mark.parametrize("backend", ["mamba2", "mamba", "transformer"])
+@pytest.mark.parametrize(("backend", "graph"), [("mamba2", True), ("mamba", False), ("transformer", False)])
 def test_updates_stay_on_a_cuda_device(
-    backend: str, imagined_cuda: FakeTensorMode, monkeypatch: pytest.MonkeyPatch
+    backend: str, graph: bool, imagined_cuda: FakeTensorMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All but the backward pass, whose engine wants a real one: every tensor on it, nothing copied to it or from it."""
     config = with_backend(backend)
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="float32", shift=2))
+    train = dataclasses.replace(config.train, precision="float32", shift=2, cuda_graph=graph)
+    config = dataclasses.replace(config, train=train)
+    recorded = Mock(side_effect=lambda *rollout: lambda start: imagine(rollout[0], rollout[1], start, rollout[2]))
+    monkeypatch.setattr("drama.learner.RecordedImagination", recorded)
+    monkeypatch.setattr("drama.learner.imagine", None if graph else imagine)
     learner = Learner(config, 1, 6, CUDA)
+    assert recorded.call_count == graph
 
     def backward(loss: torch.Tensor) -> None:
         assert loss.device.type == "cuda"

@@ -247,6 +247,8 @@ class TrainConfig:
     """Gradient-norm limit of the world model."""
     agent_clip: float = 100.0
     """Gradient-norm limit of actor and critic."""
+    cuda_graph: bool = True
+    """On CUDA, record the imagination once as a graph and replay it."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 autocast on CUDA, and on a CPU that multiplies it in hardware; else float32."""
 

@@ -14,7 +14,7 @@ from drama.agent.actor_critic import ActorCritic, Targets
 from drama.agent.ppo import minibatches
 from drama.config import Config
 from drama.device import autocast, keep_freed_memory
-from drama.imagination import imagine, observe
+from drama.imagination import RecordedImagination, imagine, observe
 from drama.laprop import LaProp
 from drama.models.world_model import Batch, WorldModel
 
@@ -36,6 +36,8 @@ class Learner:
             config.agent, self.world_model.features, actions, model_config.bins, model_config.bin_limit
         )
         self.agent.to(device).eval()
+        recorded = device.type == "cuda" and config.train.cuda_graph
+        self._recorded = RecordedImagination(self.world_model, self.agent, config.train.horizon) if recorded else None
         self.autocast = autocast(config, device)
         train = config.train
         self._optimizers = {
@@ -74,7 +76,10 @@ class Learner:
         """One step of actor and critic on trajectories imagined from the last frames of `context`."""
         with self.autocast:
             start = observe(self.world_model, context.obs, context.action, context.is_first)
-            trajectory = imagine(self.world_model, self.agent, start, self.config.train.horizon)
+            if self._recorded is not None:
+                trajectory = self._recorded(start)
+            else:
+                trajectory = imagine(self.world_model, self.agent, start, self.config.train.horizon)
             targets, watched = self.agent.targets(trajectory)
         losses = self._descend_ppo(targets) if self.config.agent.policy == "ppo" else self._descend(targets)
         self.agent.update_slow_critic()
