@@ -100,7 +100,7 @@ def record_graph(run: Callable[[], Trajectory]) -> tuple[Callable[[], None], Tra
 
 
 class RecordedImagination:
-    """`imagine` as a replayed CUDA graph: one launch in the place of some hundred for each imagined step.
+    """`imagine` as a replayed CUDA graph: one launch in the place of one for each operation of each step.
 
     A recording is compared once with `imagine`, from the same random state; where it fails or differs, this warns and
     is `imagine` from then on.
