@@ -1,4 +1,4 @@
-"""LaProp: equal to a library's, and indifferent to the scale of the gradient as far as float32 goes."""
+"""LaProp: equal to a library's, and indifferent to the scale of the gradient down to a floor."""
 
 from __future__ import annotations
 
@@ -30,15 +30,24 @@ def descend(kind: Any, scale: float, updates: int, **options: Any) -> list[torch
     return [p.detach() for p in [*params, idle]]
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1e-7, 1.0])
 @pytest.mark.parametrize("updates", [1, 2, 25])
-def test_equals_the_library(updates: int) -> None:
-    ours, theirs = (descend(kind, 1.0, updates) for kind in (LaProp, pytorch_optimizer.LaProp))
+def test_equals_the_library(updates: int, scale: float) -> None:
+    """Also where gradients are so small that its floor counts, on which what is learned depends."""
+    ours, theirs = (descend(kind, scale, updates, eps=1e-20) for kind in (LaProp, pytorch_optimizer.LaProp))
     torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("scale", [1e-15, 1e-9, 1e6])
-def test_the_scale_of_gradients_cancels(scale: float) -> None:
-    torch.testing.assert_close(descend(LaProp, scale, 20), descend(LaProp, 1.0, 20), atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize(("scale", "floor"), [(1e-13, 0.0), (1e-9, 0.0), (1e-2, 1e-15), (1e6, 1e-15)])
+def test_the_scale_of_gradients_cancels(scale: float, floor: float) -> None:
+    ours, unscaled = (descend(LaProp, s, 20, floor=floor) for s in (scale, 1.0))
+    torch.testing.assert_close(ours, unscaled, atol=1e-4, rtol=1e-4)
+
+
+def test_small_gradients_move_a_parameter_less() -> None:
+    start, still, moved = (descend(LaProp, s, updates) for s, updates in ((1.0, 0), (1e-12, 20), (1.0, 20)))
+    torch.testing.assert_close(still, start, atol=1e-3, rtol=0)
+    assert all((a - b).abs().min() > 1e-3 for a, b in zip(moved[:3], start[:3], strict=True))
 
 
 def test_no_gradient_and_no_rate_move_nothing() -> None:

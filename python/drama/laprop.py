@@ -13,13 +13,15 @@ from torch import Tensor
 class LaProp(torch.optim.Optimizer):
     """LaProp (arXiv 2002.04839, algorithm 1): momentum of gradients that are divided by their root mean square first.
 
-    No step waits for the device: the host knows every factor.
+    No step waits for the device: the host knows every factor. Its updates equal `pytorch_optimizer`'s.
 
     Args:
         params: parameters, or groups of them.
         lr: learning rate; a schedule may change it.
         betas: decay of the momentum and of the mean square.
-        eps: added to the root mean square. A gradient's scale cancels as long as it is well above.
+        eps: added to the root mean square.
+        floor: added to the mean square, so that gradients of about its root and smaller move a parameter less. Without
+            it these, mostly noise, count as much as all others, and `benchmarks/learning.py` does not learn Recall.
     """
 
     def __init__(
@@ -28,8 +30,9 @@ class LaProp(torch.optim.Optimizer):
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-20,
+        floor: float = 1e-15,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "updates": 0, "mean_lr": 0.0})
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "floor": floor, "updates": 0, "mean_lr": 0.0})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -48,9 +51,10 @@ class LaProp(torch.optim.Optimizer):
             group["mean_lr"] = beta1 * group["mean_lr"] + (1 - beta1) * lr
             torch._foreach_mul_(squares, beta2)
             torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-            roots = torch._foreach_sqrt(squares)
-            torch._foreach_div_(roots, math.sqrt(1 - beta2 ** group["updates"]))
+            roots = torch._foreach_add(squares, group["floor"])
+            torch._foreach_sqrt_(roots)
             torch._foreach_add_(roots, group["eps"])
+            torch._foreach_div_(roots, math.sqrt(1 - beta2 ** group["updates"]))
             torch._foreach_mul_(momenta, beta1)
             torch._foreach_addcdiv_(momenta, grads, roots, (1 - beta1) * lr)
             if lr:
