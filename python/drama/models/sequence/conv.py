@@ -45,17 +45,27 @@ def next_window(x: Tensor, segment: Tensor | None, window: Tensor | None, past: 
     return last * (segments == segment[:, -1:])[..., None]
 
 
-def causal_conv_step(conv: nn.Conv1d, x: Tensor, is_first: Tensor | None, window: Tensor) -> tuple[Tensor, Tensor]:
-    """One token `x[B, C]` of `causal_conv`; returns `[B, C]` and the next window."""
+def causal_conv_step(
+    conv: nn.Conv1d, x: Tensor, is_first: Tensor | None, window: Tensor, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One token `x[B, C]` of `causal_conv`; returns `[B, C]` and the next window.
+
+    The window goes into `out`, which may be `window`, without gradient; None makes a new tensor.
+    """
     if is_first is not None:
         window = window * ~is_first[:, None, None]
     window = window.to(x.dtype)
     weight, bias = _parameters(conv, x.dtype)
     past = window.shape[1]
-    out = torch.addcmul(bias, x, weight[past])
+    y = torch.addcmul(bias, x, weight[past])
     for tap in range(past):
-        out = torch.addcmul(out, window[:, tap], weight[tap])
-    return F.silu(out), torch.cat([window[:, 1:], x[:, None]], dim=1)
+        y.addcmul_(window[:, tap], weight[tap])
+    y = F.silu(y)
+    if out is None:
+        return y, torch.cat([window[:, 1:], x[:, None]], dim=1)
+    for tap in range(past):  # in this order each input is read before it is written over
+        out[:, tap] = window[:, tap + 1] if tap + 1 < past else x
+    return y, out
 
 
 def _parameters(conv: nn.Conv1d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -190,21 +190,21 @@ class Mamba2(SequenceModel):
         return False
 
     def step(self, x: Tensor, is_first: Tensor | None, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
-        return self._step(x, is_first, state, None)
+        return self._step(x, is_first, state, in_place=False)
 
     @torch.no_grad()
     def step_(self, x: Tensor, is_first: Tensor | None, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
-        return self._step(x, is_first, state, state[1])
+        return self._step(x, is_first, state, in_place=True)
 
     def _step(
-        self, x: Tensor, is_first: Tensor | None, state: Mamba2State, out: Tensor | None
+        self, x: Tensor, is_first: Tensor | None, state: Mamba2State, in_place: bool
     ) -> tuple[Tensor, Mamba2State]:
-        """One token; the next state-space state goes into `out`, where given."""
+        """One token."""
         check_token(x, self.in_proj.in_features, is_first, self.D)
         check_state(state, self.initial_state, x.shape[0])
         gate, xbc, dt = self._split(self.in_proj(x))
         conv, ssm = state
-        xbc, conv = causal_conv_step(self.conv1d, xbc, is_first, conv)
+        xbc, conv = causal_conv_step(self.conv1d, xbc, is_first, conv, conv if in_place else None)
         groups = self.ngroups * self.d_state
         u, b, c = xbc.to(ssm.dtype).split([self.d_inner, groups, groups], dim=-1)
         dt = F.softplus(dt.to(ssm.dtype) + self.dt_bias)
@@ -218,7 +218,7 @@ class Mamba2(SequenceModel):
             dt[..., None] * u,
             b.unflatten(-1, (self.ngroups, -1)),
             c.unflatten(-1, (self.ngroups, -1)),
-            out,
+            ssm if in_place else None,
         )
         y = torch.addcmul(y, u, self.D[:, None])
         return self.out_proj(self.norm(y.flatten(1), gate)), Mamba2State(conv, ssm)
