@@ -35,6 +35,7 @@ SCALARS = {
     "agent/entropy": "policy entropy (nats)",
     "agent/return": "imagined return",
 }
+LOGARITHMIC = ("world_model/reconstruction", "world_model/reward", "world_model/termination", "world_model/kl")
 MARKS = {"verified": "", "second-hand": "²", "unverified": "?"}
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#1b1b1b;background:#fff}
@@ -145,6 +146,9 @@ def _losses(runs: list[Run]) -> Figure:
                 if name in run.scalars:
                     axes.plot(*run.scalars[name].T, color=colour, linewidth=1, label=None if i else setting)
         _label(axes, title, "")
+        axes.locator_params(axis="x", nbins=4)
+        if name in LOGARITHMIC and any((line.get_ydata() > 0).any() for line in axes.lines):
+            axes.set_yscale("log")
     if len(_by_setting(runs)) > 1:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=9)
@@ -185,7 +189,7 @@ def _page(report: Report, games: list[str], pictures: dict[str, bytes], dreams: 
         parts += [_aggregate(item) for item in report.aggregates[kind]]
     parts.append(
         "<h2>Losses</h2><p class=note>Means over the updates between two log lines; one line for each run. The first"
-        " row is the world model, the second the agent.</p>"
+        " row is the world model, on logarithmic axes, the second the agent.</p>"
     )
     for game in games:
         if f"losses-{game}" in pictures:
