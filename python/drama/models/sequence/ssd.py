@@ -152,6 +152,9 @@ class _Mix(torch.autograd.Function):
         grad_projected = torch.empty_like(projected)
         grad_window = None if window is None else torch.empty_like(window)
         grad_state = None if state is None else torch.empty_like(state)
+        # Of the states between chunks, by turns: memory that is new to the process costs more than the products.
+        first = _row_slices(projected, sizes)[0]
+        buffers = weights.a.new_empty(2, min(first.stop, projected.shape[0]), *entering.shape[2:])
         with torch.autocast(projected.device.type, enabled=False):
             for rows in _row_slices(projected, sizes):
                 after = None if grad_final is None else grad_final[rows]
@@ -163,8 +166,11 @@ class _Mix(torch.autograd.Function):
                     if grad_out is not None:
                         grad = grad_out[rows, times]
                     gate = projected[rows, times, : sizes.inner].to(weights.a.dtype)
-                    grad_y, grad_gate = _norm_backward(tile.y, gate, grad, weights, grads, sizes)
-                    grad_act, grad_dt, after = _mix_backward(tile, grad_y, after, old, weights, grads, sizes)
+                    target = grad_projected[rows, times]
+                    grad_y = _norm_backward(tile.y, gate, grad, weights, grads, sizes, out=target[..., : sizes.inner])
+                    grad_act, grad_dt, after = _mix_backward(
+                        tile, grad_y, after, old, weights, grads, sizes, out=buffers[k % 2]
+                    )
                     grad_inputs = _conv_backward(tile, grad_act, weights, grads)
                     past = grad_inputs.shape[1] - grad_act.shape[1]
                     if spill is not None:
@@ -173,8 +179,6 @@ class _Mix(torch.autograd.Function):
                     raw = projected[rows, times, sizes.inner + sizes.conv :].to(weights.a.dtype) + weights.dt_bias
                     grad_raw = grad_dt.transpose(1, 2) * raw.sigmoid()
                     grads.dt_bias.add_(grad_raw.sum((0, 1)))
-                    target = grad_projected[rows, times]
-                    target[..., : sizes.inner].copy_(grad_gate)
                     target[..., sizes.inner : sizes.inner + sizes.conv].copy_(grad_inputs[:, past:])
                     target[..., sizes.inner + sizes.conv :].copy_(grad_raw)
                 if grad_window is not None and spill is not None:
@@ -314,9 +318,11 @@ def _evaluate(
 def _padded(
     projected: Tensor, window: Tensor | None, rows: slice, times: slice, past: int, sizes: Sizes, dtype: torch.dtype
 ) -> Tensor:
-    """The convolution's inputs of a tile with the `past` inputs before it."""
+    """The convolution's inputs of a tile with the `past` inputs before it; a view of `projected` where possible."""
     source = projected[rows, max(0, times.start - past) : times.stop, sizes.inner : sizes.inner + sizes.conv]
     missing = max(0, past - times.start)
+    if not missing and source.dtype == dtype:
+        return source
     inputs = torch.empty(source.shape[0], missing + source.shape[1], sizes.conv, dtype=dtype, device=source.device)
     inputs[:, missing:].copy_(source)
     if missing:
@@ -353,9 +359,9 @@ def _inverse_norm(gated: Tensor, sizes: Sizes) -> Tensor:
 
 
 def _norm_backward(
-    y: Tensor, gate: Tensor, grad: Tensor, weights: Weights, grads: Weights, sizes: Sizes
-) -> tuple[Tensor, Tensor]:
-    """Gradients of `y[R, H, Q, P]`, in that layout, and of the gate `[R, Q, inner]`."""
+    y: Tensor, gate: Tensor, grad: Tensor, weights: Weights, grads: Weights, sizes: Sizes, out: Tensor
+) -> Tensor:
+    """Gradient of `y[R, H, Q, P]`, in that layout; that of the gate `[R, Q, inner]` goes into `out`."""
     activated = F.silu(gate)
     tokens = _tokens(y)
     normed = tokens * activated
@@ -369,7 +375,8 @@ def _norm_backward(
     grad_parts.addcmul_(parts, along, value=-1 / parts.shape[-1]).mul_(inverse)
     grad_y = torch.empty_like(y)
     torch.mul(_heads(grad, sizes), _heads(activated, sizes), out=grad_y)
-    return grad_y, torch.ops.aten.silu_backward(grad.mul_(tokens), gate)
+    torch.ops.aten.silu_backward.grad_input(grad.mul_(tokens), gate, grad_input=out)
+    return grad_y
 
 
 def _mix_backward(
@@ -380,8 +387,9 @@ def _mix_backward(
     weights: Weights,
     grads: Weights,
     sizes: Sizes,
+    out: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of `x B C` after the SiLU `[R, Q, conv]`, of `dt[R, H, Q]`, and of the entering state.
+    """Gradients of `x B C` after the SiLU `[R, Q, conv]`, of `dt[R, H, Q]`, and of the entering state, in `out`.
 
     `after` is the gradient of the state after the tile, None where nothing depends on it.
     """
@@ -407,7 +415,8 @@ def _mix_backward(
         grad_total.add_((reached.transpose(1, 2) * tile.carried).sum(-1))
         reached = _groups(reached.flatten(2), sizes)
         grad_c.add_(reached @ state.unflatten(1, (sizes.groups, -1)).flatten(2, 3))
-        before = (reached.mT @ c).view_as(state)
+        before = out[: state.shape[0]]
+        torch.matmul(reached.mT, c, out=before.unflatten(1, (sizes.groups, -1)).flatten(2, 3))
     if after is not None:
         grouped = after.unflatten(1, (sizes.groups, -1)).flatten(2, 3)
         grad_b.add_(_weighted(tile) @ grouped)
@@ -420,7 +429,8 @@ def _mix_backward(
         grad_total.sub_(grad_log)
         grad_total[..., -1].add_(grad_log.sum(-1))
         if state is not None and before is not None:
-            grad_total[..., -1].add_(tile.through[..., 0, 0] * (after * state).sum((-2, -1)))
+            product = after.flatten(2)[:, :, None] @ state.flatten(2)[..., None]
+            grad_total[..., -1].add_((tile.through * product)[..., 0, 0])
             before.addcmul_(after, tile.through)
 
     grad_log_decay = grad_total.flip(-1).cumsum(-1).flip(-1)
