@@ -140,7 +140,24 @@ def test_mamba2_steps_over_the_old_state() -> None:
     state = layer.initial_state(BATCH)
     after = layer.step_(tokens(1)[:, 0], None, state)[1]
     assert after.ssm.data_ptr() == state.ssm.data_ptr()
+    assert after.conv.data_ptr() == state.conv.data_ptr()
     assert after.ssm.abs().sum() > 0
+
+
+def test_mamba2_takes_no_streams_at_all() -> None:
+    x = torch.zeros(0, 40, WIDTH, requires_grad=True)
+    Mamba2(WIDTH, headdim=12)(x)[0].sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+
+
+@torch.no_grad()
+def test_mamba2_steps_without_a_window() -> None:
+    layer = Mamba2(WIDTH, headdim=12, d_conv=1)
+    state = layer.initial_state(BATCH)
+    for t in range(2):
+        y, state = layer.step(tokens(2)[:, t], None, state)
+    close(y, layer(tokens(2))[0][:, -1])
 
 
 def test_bad_input_is_named(model: SequenceModel) -> None:

@@ -62,7 +62,7 @@ def causal_conv_step(
         y.addcmul_(window[:, tap], weight[tap])
     y = F.silu(y)
     if out is None:
-        return y, torch.cat([window[:, 1:], x[:, None]], dim=1)
+        return y, torch.cat([window[:, 1:], x[:, None]], dim=1) if past else window
     for tap in range(past):  # in this order each input is read before it is written over
         out[:, tap] = window[:, tap + 1] if tap + 1 < past else x
     return y, out

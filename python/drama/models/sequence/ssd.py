@@ -153,10 +153,11 @@ class _Mix(torch.autograd.Function):
         grad_window = None if window is None else torch.empty_like(window)
         grad_state = None if state is None else torch.empty_like(state)
         # Of the states between chunks, by turns: memory that is new to the process costs more than the products.
-        first = _row_slices(projected, sizes)[0]
-        buffers = weights.a.new_empty(2, min(first.stop, projected.shape[0]), *entering.shape[2:])
+        row_slices = _row_slices(projected, sizes)
+        most = min(row_slices[0].stop, projected.shape[0]) if row_slices else 0
+        buffers = weights.a.new_empty(2, most, *entering.shape[2:])
         with torch.autocast(projected.device.type, enabled=False):
-            for rows in _row_slices(projected, sizes):
+            for rows in row_slices:
                 after = None if grad_final is None else grad_final[rows]
                 spill: Tensor | None = None  # gradient of inputs that a later chunk's convolution reached back to
                 for k, times in reversed(list(enumerate(_time_slices(length, sizes)))):
