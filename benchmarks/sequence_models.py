@@ -2,7 +2,8 @@
 
 Everything is measured in turns in this process; the table gives median times, and the median of our time over the
 other's. The limit of a layer is its two matrix products alone. `--plot FILE` draws time and memory per token over the
-length (needs matplotlib). Hugging Face's layer is left out where `transformers` is not installed.
+length (needs matplotlib). Hugging Face's layer is left out where `transformers` is not installed. All run on the CPU
+but `--only kernels`, which needs CUDA and `mamba_ssm`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from drama.config import SequenceConfig
 from drama.models.sequence import build
+from drama.models.sequence.kernels import Kernels
 from drama.models.sequence.mamba2 import Mamba2
 from timing import Part, Parts, Row, compare, elapsed, show
 
@@ -116,6 +118,31 @@ def steps(seconds: float) -> list[Row]:
     return table
 
 
+def on_cuda(layer: Mamba2, x: Tensor, is_first: Tensor, grad: Tensor, kernels: Kernels) -> None:
+    """Forward and backward in bfloat16, and wait for it."""
+    layer.kernels = kernels
+    with torch.autocast("cuda", torch.bfloat16):
+        descend(lambda v: layer(v, is_first)[0].float(), layer, x, grad)
+    torch.cuda.synchronize()
+
+
+def kernels(seconds: float) -> list[Row]:
+    """On CUDA one Mamba-2 layer in bfloat16: PyTorch against the Triton kernels of `mamba_ssm`; empty elsewhere."""
+    if not torch.cuda.is_available():
+        return []
+    table = []
+    for batch, length, state in ((16, 128, 16), (16, 128, 128), (1024, 8, 16), (16, 1024, 16), (16, 1024, 128)):
+        layer = Mamba2(WIDTH, d_state=state, headdim=HEADDIM).cuda()
+        x, grad = (torch.randn(batch, length, WIDTH, device="cuda") for _ in range(2))
+        is_first = torch.rand(batch, length, device="cuda") < 1e-3
+        parts: Parts = {
+            "ours, PyTorch": partial(on_cuda, layer, x, is_first, grad, "portable"),
+            "ours, with mamba_ssm's kernels": partial(on_cuda, layer, x, is_first, grad, "mamba_ssm"),
+        }
+        table += compare("kernels", f"{batch} x {length}, state {state}, forward + backward", parts, seconds)
+    return table
+
+
 def cost(backend: str, length: int, batch: int, repeats: int) -> Cost:
     """Time and memory per token of one backend at one length."""
     model = build(SequenceConfig(backend=backend, width=WIDTH, window=length))
@@ -172,7 +199,12 @@ def plot(table: list[Cost], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-SECTIONS: dict[str, Callable[[float], list[Row]]] = {"block": blocks, "context": contexts, "step": steps}
+SECTIONS: dict[str, Callable[[float], list[Row]]] = {
+    "block": blocks,
+    "context": contexts,
+    "step": steps,
+    "kernels": kernels,
+}
 
 
 def main() -> None:

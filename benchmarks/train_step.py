@@ -27,7 +27,7 @@ from drama.config import PRESETS, Config, preset
 from drama.cost import median_milliseconds
 from drama.device import resolve_device, resolve_precision
 from drama.envs import make_env
-from drama.imagination import imagine, observe
+from drama.imagination import observe
 from drama.learner import Learner
 from drama.models.world_model import Batch
 from drama.replay import DynamicFrequency
@@ -128,7 +128,7 @@ def measure(config: Config, repeats: int) -> dict[str, float]:
 
     def imagination() -> None:
         with learner.autocast:
-            imagine(model, learner.agent, start, train.horizon)
+            learner.imagine(start)
 
     parts: dict[str, Callable[[], object]] = {
         "world model update": lambda: learner.update_world_model(batch),

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from drama.agent.actor_critic import ActorCritic
 from drama.config import AgentConfig, LatentConfig, SequenceConfig, VisionConfig, WorldModelConfig
 from drama.dream import dream_frames, dream_strip, dream_video, to_uint8
-from drama.imagination import RecordedImagination, Start, Trajectory, imagine, observe
+from drama.imagination import Start, Trajectory, imagine, observe, recorded_imagination
 from drama.models.sequence.base import SequenceModel, State
 from drama.models.world_model import WorldModel
 
@@ -235,17 +235,18 @@ class Tape(TorchDispatchMode):
         self.operations.append((func, args, kwargs or {}, result))
         return result
 
+    @torch.no_grad()
     def replay(self) -> None:
         for func, args, kwargs, result in self.operations:
             again = func(*args, **kwargs)
             several = isinstance(result, tuple | list)
             for old, new in zip(result, again, strict=True) if several else [(result, again)]:
-                if old.data_ptr() != new.data_ptr():  # no view and not in place
+                if old is not None and old.data_ptr() != new.data_ptr():  # no view and not in place
                     old.copy_(new)
 
 
-def record_tape(run: Callable[[], Trajectory]) -> tuple[Callable[[], None], Trajectory]:
-    with torch.no_grad(), Tape() as tape:
+def record_tape(run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    with Tape() as tape:
         result = run()
     return tape.replay, result
 
@@ -265,7 +266,7 @@ def test_a_recorded_imagination_follows_starts_and_weights(backend: str, low: bo
     model = make_model(backend=backend)
     agent = make_agent(model)
     recorder = Mock(side_effect=record_tape)
-    recorded = RecordedImagination(model, agent, 5, recorder)
+    recorded = recorded_imagination(model, agent, 5, recorder)
     for step, rows in enumerate([3, 3, 3, 2, 2]):
         with torch.autocast("cpu", torch.bfloat16, enabled=low):  # anew, as it keeps the weights that it has cast
             start = observe(model, *make_steps(rows, 4 + step, {0: (2,), 1: (3 + step,)}))
@@ -288,13 +289,13 @@ def stale(run: Callable[[], Trajectory]) -> tuple[Callable[[], None], Trajectory
 
 @pytest.mark.parametrize(
     ("record", "problem"),
-    [(stale, r"differs from what is imagined without it"), (RuntimeError("not permitted"), r"fails \(not permitted\)")],
+    [(stale, r"differs from what comes without it"), (RuntimeError("not permitted"), r"fails \(not permitted\)")],
 )
 def test_a_bad_recording_is_not_used(record: Any, problem: str) -> None:
     model = make_model()
     agent = make_agent(model)
     recorder = Mock(side_effect=record)
-    recorded = RecordedImagination(model, agent, 5, recorder)
+    recorded = recorded_imagination(model, agent, 5, recorder)
     start = observe(model, *make_steps(3, 4))
     with pytest.warns(UserWarning, match=f"train.cuda_graph: the recorded imagination {problem}; going on without"):
         recorded(start)
@@ -307,7 +308,7 @@ def test_a_bad_recording_is_not_used(record: Any, problem: str) -> None:
 def test_a_cuda_graph_imagines_the_same() -> None:
     model = make_model().cuda()
     agent = make_agent(model).cuda()
-    recorded = RecordedImagination(model, agent, 5)
+    recorded = recorded_imagination(model, agent, 5)
     recorded(observe(model, *(t.cuda() for t in make_steps(3, 4))))
     start = observe(model, *(t.cuda() for t in make_steps(3, 5, {0: (4,)})))
     found, expected = seeded(recorded, start), seeded(lambda start: imagine(model, agent, start, 5), start)

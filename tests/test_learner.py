@@ -17,8 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from drama.config import Config, preset
 from drama.imagination import imagine
-from drama.learner import Learner, shifted
+from drama.learner import Learner, difference, shifted
 from drama.models.world_model import Batch
+from drama.recording import Recorded
+from test_imagination import record_tape
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -139,11 +141,13 @@ def test_updates_stay_on_a_cuda_device(
     config = with_backend(backend)
     train = dataclasses.replace(config.train, precision="float32", shift=2, cuda_graph=graph)
     config = dataclasses.replace(config, train=train)
-    recorded = Mock(side_effect=lambda *rollout: lambda start: imagine(rollout[0], rollout[1], start, rollout[2]))
-    monkeypatch.setattr("drama.learner.RecordedImagination", recorded)
+    imagined = Mock(side_effect=lambda *rollout: lambda start: imagine(rollout[0], rollout[1], start, rollout[2]))
+    recorded = Mock(side_effect=lambda name, function, difference: function)  # noqa: ARG005
+    monkeypatch.setattr("drama.learner.recorded_imagination", imagined)
+    monkeypatch.setattr("drama.learner.Recorded", recorded)
     monkeypatch.setattr("drama.learner.imagine", None if graph else imagine)
     learner = Learner(config, 1, 6, CUDA)
-    assert recorded.call_count == graph
+    assert imagined.call_count == recorded.call_count == graph
 
     def backward(loss: torch.Tensor) -> None:
         assert loss.device.type == "cuda"
@@ -232,3 +236,26 @@ def test_freed_memory_is_kept_for_the_next_update() -> None:
         for kept in (False, True)
     }
     assert resident[True] - resident[False] > 150e6
+
+
+def test_recorded_updates_are_those_without_a_recording() -> None:
+    """The losses and weights of several updates, with the operations of the first one repeated."""
+    config = with_backend("mamba2")
+    plain, recording = (Learner(config, 1, 6, CPU) for _ in range(2))
+    recording.load_state_dict(plain.state_dict())
+    recorder = Mock(side_effect=record_tape)
+    recording._descent = Recorded("world-model update", recording._differentiated, difference, recorder)
+    batches = [make_batch(config, 4, 16) for _ in range(4)]
+    recording.update_world_model(batches[0])  # records and compares, by which statistics and random numbers moved on
+    recording.load_state_dict(plain.state_dict())
+    for batch in batches[1:]:
+        found, expected = (seeded(learner, batch) for learner in (recording, plain))
+        torch.testing.assert_close(found, expected, atol=0, rtol=0)
+    assert recorder.call_count == 1
+    torch.testing.assert_close(recording.state_dict()["world_model"], plain.state_dict()["world_model"])
+    assert set(found) == {*expected, "gradient_norm"}
+
+
+def seeded(learner: Learner, batch: Batch) -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    return learner.update_world_model(batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import Literal
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -100,6 +101,28 @@ def test_a_large_stride_is_a_convolution_over_patches() -> None:
         unfold.bias.copy_(torch.tensor([1.0, 2.0, 3.0]).repeat(16))
     expected = nn.functional.conv_transpose2d(y, transposed, torch.tensor([1.0, 2.0, 3.0]), stride=4)
     torch.testing.assert_close(unfold(y), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_convolutions_by_blocks_are_the_same(kernel: int, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoder and decoder with blocks, as on CUDA, and without: values and gradients."""
+    torch.manual_seed(0)
+    config = VisionConfig(channels=(5, 4, 6), strides=(1, 2, 1), kernel=kernel, output="linear")
+    encoder, decoder = Encoder(config, 8, channels).double(), Decoder(config, 8, channels, 7).double()
+    monkeypatch.setattr("drama.models.vision.to_unit", lambda x: x.double() / 255)
+    obs, z = frames(3, 8, 8, channels), torch.randn(3, 7, dtype=torch.float64)
+
+    def run() -> list[Tensor]:
+        outputs = encoder(obs), decoder(z)
+        loss = sum((y.square().sum() for y in outputs), torch.zeros(()))
+        return [*outputs, *torch.autograd.grad(loss, [*encoder.parameters(), *decoder.parameters()])]
+
+    expected = run()
+    wanted = Mock(side_effect=lambda _, stride, __: stride == 1)
+    monkeypatch.setattr("drama.models.vision.wants_blocks", wanted)
+    torch.testing.assert_close(run(), expected)
+    assert wanted.call_count == 6
 
 
 @pytest.mark.parametrize(

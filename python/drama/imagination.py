@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from drama.models.sequence.base import State
 from drama.models.world_model import WorldModel
+from drama.recording import Record, Recorded, record_graph
 
 
 class Policy(Protocol):
@@ -82,90 +80,21 @@ def imagine(model: WorldModel, policy: Policy, start: Start, horizon: int) -> Tr
     )
 
 
-Record = Callable[[Callable[[], Trajectory]], tuple[Callable[[], None], Trajectory]]
-"""Takes a function; returns what runs it again, and where its result then lies."""
+def recorded_imagination(
+    model: WorldModel, policy: Policy, horizon: int, record: Record[Trajectory] = record_graph
+) -> Recorded[Start, Trajectory]:
+    """`imagine` as a recording; the parameters of `model` and `policy` may change in place."""
 
-
-def record_graph(run: Callable[[], Trajectory]) -> tuple[Callable[[], None], Trajectory]:
-    """Record the work that `run` gives to the GPU as a CUDA graph."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        run()  # libraries allocate when they are first used, which a recording forbids
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may pin memory meanwhile
-        trajectory = run()
-    return graph.replay, trajectory
-
-
-class RecordedImagination:
-    """`imagine` as a replayed CUDA graph: one launch in the place of one for each operation of each step.
-
-    A recording is compared once with `imagine`, from the same random state; where it fails or differs, this warns and
-    is `imagine` from then on.
-
-    Args:
-        model: the world model; its parameters may change in place.
-        policy: whose actions are taken; likewise.
-        horizon: imagined steps.
-        record: how to record.
-    """
-
-    def __init__(self, model: WorldModel, policy: Policy, horizon: int, record: Record = record_graph) -> None:
-        self._model = model
-        self._policy = policy
-        self._horizon = horizon
-        self._record = record
-        self._failed = False
-        self._start: Start | None = None
-
-    @torch.no_grad()
-    def __call__(self, start: Start) -> Trajectory:
-        """As `imagine`; the next call overwrites what this one returns."""
-        if self._failed:
-            return imagine(self._model, self._policy, start, self._horizon)
-        if self._start is None or [t.shape for t in _tensors(self._start)] != [t.shape for t in _tensors(start)]:
-            self._start = copy.deepcopy(start)
-            return self._first()
-        for recorded, given in zip(_tensors(self._start), _tensors(start), strict=True):
-            recorded.copy_(given)
-        self._replay()
-        return self._trajectory
-
-    def _run(self) -> Trajectory:
-        assert self._start is not None
-        device = self._start.z.device.type
+    def run(start: Start) -> Trajectory:
+        device = start.z.device.type
         # Without a cache: the casts of the parameters belong into the recording, as they change.
         with torch.autocast(
             device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), cache_enabled=False
         ):
-            return imagine(self._model, self._policy, self._start, self._horizon)
+            return imagine(model, policy, start, horizon)
 
-    def _first(self) -> Trajectory:
-        """Record, and compare with what is not recorded."""
-        assert self._start is not None
-        device = self._start.z.device
-        try:
-            self._replay, self._trajectory = self._record(self._run)
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                expected = self._run()
-            self._replay()
-            # One step only: in bfloat16 a last bit may choose another latent, and after it everything is different.
-            found = self._trajectory.features[:, 1] - expected.features[:, 1]
-            problem = None if found.abs().mean() < 0.01 else "differs from what is imagined without it"
-        except RuntimeError as error:
-            problem = f"fails ({error})"
-        if problem is None:
-            return self._trajectory
-        warnings.warn(f"train.cuda_graph: the recorded imagination {problem}; going on without it", stacklevel=3)
-        self._failed = True
-        return self._run()
+    def difference(found: Trajectory, expected: Trajectory) -> Tensor:
+        # One step only: in bfloat16 a last bit may choose another latent, and after it everything is different.
+        return (found.features[:, 1] - expected.features[:, 1]).abs().mean()
 
-
-def _tensors(nested: Any) -> Iterator[Tensor]:
-    if isinstance(nested, Tensor):
-        yield nested
-    else:
-        for part in nested:
-            yield from _tensors(part)
+    return Recorded("imagination", run, difference, record)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +15,17 @@ from drama.agent.actor_critic import ActorCritic, Targets
 from drama.agent.ppo import minibatches
 from drama.config import Config
 from drama.device import autocast, keep_freed_memory
-from drama.imagination import RecordedImagination, imagine, observe
+from drama.imagination import Start, Trajectory, imagine, observe, recorded_imagination
 from drama.laprop import LaProp
 from drama.models.world_model import Batch, WorldModel
+from drama.recording import Recorded
+
+
+class Descent(NamedTuple):
+    """The losses of a batch, detached, and the gradient of each parameter."""
+
+    losses: dict[str, Tensor]
+    gradients: list[Tensor | None]
 
 
 class Learner:
@@ -28,6 +37,8 @@ class Learner:
     def __init__(self, config: Config, channels: int, actions: int, device: torch.device) -> None:
         if device.type == "cpu":
             keep_freed_memory()
+        else:
+            torch.backends.cudnn.benchmark = True  # all shapes stay the same, and its first guess can be far off
         self.config = config
         self.device = device
         model_config = config.world_model
@@ -36,8 +47,11 @@ class Learner:
             config.agent, self.world_model.features, actions, model_config.bins, model_config.bin_limit
         )
         self.agent.to(device).eval()
-        recorded = device.type == "cuda" and config.train.cuda_graph
-        self._recorded = RecordedImagination(self.world_model, self.agent, config.train.horizon) if recorded else None
+        self.imagine: Callable[[Start], Trajectory] = self._imagined
+        self._descent: Callable[[Batch], Descent] = self._differentiated
+        if device.type == "cuda" and config.train.cuda_graph:
+            self.imagine = recorded_imagination(self.world_model, self.agent, config.train.horizon)
+            self._descent = Recorded("world-model update", self._differentiated, difference)
         self.autocast = autocast(config, device)
         train = config.train
         self._optimizers = {
@@ -66,33 +80,44 @@ class Learner:
         if limit := self.config.train.shift:
             batch = batch._replace(obs=shifted(batch.obs, limit))
         self.world_model.train()
+        descent = self._descent(batch)
+        self.world_model.eval()
+        for parameter, gradient in zip(self.world_model.parameters(), descent.gradients, strict=True):
+            parameter.grad = gradient
+        losses = {name: value.clone() for name, value in descent.losses.items()}  # the next update may overwrite them
+        return losses | {"gradient_norm": self._optimizers["world_model"].step()}
+
+    def _differentiated(self, batch: Batch) -> Descent:
+        """Losses and gradients of the world model."""
+        self._optimizers["world_model"].zero_grad()
         with self.autocast:
             losses = self.world_model.loss(batch)
-        self.world_model.eval()
-        losses["gradient_norm"] = self._optimizers["world_model"].step(losses["loss"])
-        return {name: value.detach() for name, value in losses.items()}
+        losses["loss"].backward()
+        losses = {name: value.detach() for name, value in losses.items()}
+        return Descent(losses, [p.grad for p in self.world_model.parameters()])
 
     def update_agent(self, context: Batch) -> dict[str, Tensor]:
         """One step of actor and critic on trajectories imagined from the last frames of `context`."""
         with self.autocast:
-            start = observe(self.world_model, context.obs, context.action, context.is_first)
-            if self._recorded is not None:
-                trajectory = self._recorded(start)
-            else:
-                trajectory = imagine(self.world_model, self.agent, start, self.config.train.horizon)
+            trajectory = self.imagine(observe(self.world_model, context.obs, context.action, context.is_first))
             targets, watched = self.agent.targets(trajectory)
         losses = self._descend_ppo(targets) if self.config.agent.policy == "ppo" else self._descend(targets)
         self.agent.update_slow_critic()
         self.agent.observe_features(trajectory.features[:, :-1])
         return {name: value.detach() for name, value in (losses | watched).items()}
 
+    def _imagined(self, start: Start) -> Trajectory:
+        """`imagine` with this learner's networks."""
+        return imagine(self.world_model, self.agent, start, self.config.train.horizon)
+
     def _descend(self, targets: Targets) -> dict[str, Tensor]:
         """One gradient step of the agent."""
+        self._optimizers["agent"].zero_grad()
         # An autocast apart from the rollout's: older torch would reuse the weights that it cast there without gradient.
         with self.autocast:
             losses = self.agent.loss(targets)
-        losses["gradient_norm"] = self._optimizers["agent"].step(losses["loss"])
-        return losses
+        losses["loss"].backward()
+        return losses | {"gradient_norm": self._optimizers["agent"].step()}
 
     def _descend_ppo(self, targets: Targets) -> dict[str, Tensor]:
         """Several passes in minibatches, until the policy has moved too far from the one that acted."""
@@ -133,6 +158,11 @@ class Learner:
             ) from error
 
 
+def difference(found: Descent, expected: Descent) -> Tensor:
+    """Of two losses, in parts of the second."""
+    return (found.losses["loss"] / expected.losses["loss"] - 1).abs()
+
+
 def shifted(obs: Tensor, limit: int) -> Tensor:
     """Frames `obs[B, T, H, W, C]`, those of each sequence moved by the same -`limit` to `limit` pixels each way.
 
@@ -164,10 +194,13 @@ class _Optimizer:
         self._optimizer = LaProp(self._parameters, lr=lr)
         self._schedule = LambdaLR(self._optimizer, lambda update: min(1.0, (update + 1) / max(1, warmup)))
 
-    def step(self, loss: Tensor) -> Tensor:
-        """Descend on `loss`; returns the gradient norm before clipping."""
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def step(self) -> Tensor:
+        """Descend along the gradients; returns their norm before clipping."""
         norm = nn.utils.clip_grad_norm_(self._parameters, self._clip)
         self._optimizer.step()
         self._schedule.step()

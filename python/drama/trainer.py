@@ -76,7 +76,7 @@ class Trainer:
         self._lengths = np.zeros(train.num_envs, np.int64)
         self._sums: dict[str, Tensor] = {}
         self._summed = 0
-        self._memory: dict[str, dict[str, NDArray[Any]]] = {}
+        self._memory: dict[str, tuple[dict[str, NDArray[Any]], torch.cuda.Event | None]] = {}
         self._stop = False
         self._recent: deque[float] = deque(maxlen=10)
         self._clock = (time.perf_counter(), 0)
@@ -231,9 +231,22 @@ class Trainer:
                 self._sums[key] = self._sums[key] + value if key in self._sums else value
 
     def _sample(self, name: str, batch_size: int, length: int, sampler: Sampler) -> Batch:
-        """Draw a batch into the memory of the last one of that name: fresh memory would cost its page faults."""
-        self._memory[name] = self._replay.sample(batch_size, length, sampler=sampler, out=self._memory.get(name))
-        return self.learner.to_batch(self._memory[name])
+        """Draw a batch into the memory of the last one of that name: fresh memory would cost its page faults.
+
+        For CUDA that memory is pinned, so that the copy from it waits for nothing and nothing for it.
+        """
+        memory, copied = self._memory.get(name, (None, None))
+        if copied is not None:
+            copied.synchronize()
+        memory = self._replay.sample(batch_size, length, sampler=sampler, out=memory)
+        if copied is None and self.device.type == "cuda":
+            memory = {key: torch.from_numpy(array).pin_memory().numpy() for key, array in memory.items()}
+            copied = torch.cuda.Event()
+        batch = self.learner.to_batch(memory)
+        if copied is not None:
+            copied.record()
+        self._memory[name] = memory, copied
+        return batch
 
     def _report(self, display: Display) -> None:
         """Log, picture and save, each when it is due."""

@@ -60,7 +60,11 @@ class ReturnScale(nn.Module):
     @torch.no_grad()
     def update(self, returns: Tensor, weight: Tensor) -> Tensor:
         """Take in the `returns` of any shape whose `weight` is not 0; give the divisor `max(1, EMA)`."""
-        counted = torch.where(weight > 0, returns.float(), torch.nan).flatten()
-        low, high = torch.nanquantile(counted, self.quantiles)
-        self.value.lerp_((high - low).nan_to_num(), 1 - self.decay)  # NaN where nothing counts
+        # Not nanquantile: in some versions of torch the host waits in it.
+        counted = weight.flatten() > 0
+        ordered = torch.where(counted, returns.float().flatten(), torch.inf).sort().values
+        rank = self.quantiles * (counted.sum() - 1).clamp(min=0)
+        below = rank.floor()
+        low, high = torch.lerp(ordered[below.long()], ordered[rank.ceil().long()], rank - below)
+        self.value.lerp_((high - low).nan_to_num(), 1 - self.decay)  # inf - inf where nothing counts
         return self.value.clamp(min=1.0)

@@ -19,10 +19,14 @@ def mixed_log_probs(logits: Tensor, unimix: float) -> Tensor:
 
 
 def sample(log_probs: Tensor) -> Tensor:
-    """One one-hot sample per variable, without gradient (inverse of the cumulative distribution)."""
-    cumulative = log_probs.detach().exp().cumsum(-1)
-    total = cumulative[..., -1:]
-    index = (cumulative <= torch.rand_like(total) * total).sum(-1, keepdim=True)
+    """One one-hot sample per variable, without gradient."""
+    log_probs = log_probs.detach()
+    if log_probs.is_cuda:  # a race of exponential clocks: sums along a short axis are slow there
+        index = (log_probs - torch.empty_like(log_probs).exponential_().log_()).argmax(-1, keepdim=True)
+    else:  # the inverse of the cumulative distribution: a random number per variable, not per class
+        cumulative = log_probs.exp().cumsum(-1)
+        total = cumulative[..., -1:]
+        index = (cumulative <= torch.rand_like(total) * total).sum(-1, keepdim=True)
     return torch.zeros_like(log_probs).scatter_(-1, index, 1.0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drama.config import VisionConfig
@@ -19,10 +20,7 @@ class Fold(nn.Linear):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        s, (n, channels, height, width) = self.stride, x.shape
-        rows = x.movedim(1, -1).reshape(n, height // s, s, width // s, s * channels)
-        patches = rows.transpose(2, 3).reshape(n, height // s, width // s, self.in_features)
-        return super().forward(patches).movedim(-1, 1)
+        return super().forward(to_patches(x, self.stride)).movedim(-1, 1)
 
 
 class Unfold(nn.Linear):
@@ -33,9 +31,76 @@ class Unfold(nn.Linear):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        s, (n, _, height, width) = self.stride, x.shape
-        patches = super().forward(x.movedim(1, -1)).reshape(n, height, width, s, -1)
-        return patches.transpose(2, 3).reshape(n, s * height, s * width, -1).movedim(-1, 1)
+        return from_patches(super().forward(x.movedim(1, -1)), self.stride)
+
+
+class Conv(nn.Conv2d):
+    """A convolution; few channels on CUDA go `by_blocks`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not wants_blocks(x, self.stride[0], self.weight):
+            return super().forward(x)
+        return by_blocks(x, self.weight, self.bias)
+
+
+class ConvTranspose(nn.ConvTranspose2d):
+    """A transposed convolution; few channels on CUDA go `by_blocks`."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if output_size is not None or not wants_blocks(x, self.stride[0], self.weight):
+            return super().forward(x, output_size)
+        return by_blocks(x, self.weight.flip(2, 3).transpose(0, 1), self.bias)
+
+
+FEW = 16
+"""Channels of which cuDNN's tensor-core convolutions of stride 1 cannot make use."""
+
+
+def wants_blocks(x: Tensor, stride: int, weight: Tensor) -> bool:
+    """Whether a convolution of `x[N, C, H, W]` is faster `by_blocks`."""
+    return x.is_cuda and stride == 1 and min(weight.shape[:2]) <= FEW and not (x.shape[2] % 2 or x.shape[3] % 2)
+
+
+def by_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution of channels-last `x[N, C, H, W]` of stride 1, padded to the same even H and W.
+
+    Blocks of 2 x 2 pixels become channels, so that there are enough of them for a GPU's matrix units; the weight on
+    blocks has zeros where a block reaches further than the kernel.
+    """
+    if torch.is_autocast_enabled(x.device.type):  # now, as all that follows copies x
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    weight, x = (F.pad(t, (0, 0, 0, 0, 0, -x.shape[1] % 4)) for t in (weight, x))
+    outputs, inputs, kernel, _ = weight.shape
+    reach = (kernel // 2 + 1) // 2  # blocks to each side
+    before, size = 2 * reach - kernel // 2, 2 * (2 * reach + 1)
+    shifted = [
+        F.pad(weight, (before + j, size - kernel - before - j, before + i, size - kernel - before - i))
+        for i in range(2)
+        for j in range(2)
+    ]
+    taps = torch.stack(shifted).reshape(4 * outputs, inputs, size // 2, 2, size // 2, 2)
+    blocks = taps.permute(0, 3, 5, 1, 2, 4).reshape(4 * outputs, 4 * inputs, size // 2, size // 2)
+    y = F.conv2d(
+        to_patches(x, 2).movedim(-1, 1),
+        blocks.contiguous(memory_format=torch.channels_last),
+        None if bias is None else bias.repeat(4),
+        padding=reach,
+    )
+    return from_patches(y.movedim(1, -1), 2)
+
+
+def to_patches(x: Tensor, side: int) -> Tensor:
+    """Channels-last `[N, C, side * H, side * W]` to `[N, H, W, side * side * C]`."""
+    n, channels, height, width = x.shape
+    rows = x.movedim(1, -1).reshape(n, height // side, side, width // side, side * channels)
+    return rows.transpose(2, 3).reshape(n, height // side, width // side, -1)
+
+
+def from_patches(patches: Tensor, side: int) -> Tensor:
+    """The inverse of `to_patches`."""
+    n, height, width, _ = patches.shape
+    rows = patches.reshape(n, height, width, side, -1).transpose(2, 3)
+    return rows.reshape(n, side * height, side * width, -1).movedim(-1, 1)
 
 
 class Encoder(nn.Module):
@@ -49,7 +114,7 @@ class Encoder(nn.Module):
             if stride > 2:
                 layers.append(Fold(inputs, outputs, stride))
             else:
-                layers.append(nn.Conv2d(inputs, outputs, config.kernel, stride, config.kernel // 2, bias=False))
+                layers.append(Conv(inputs, outputs, config.kernel, stride, config.kernel // 2, bias=False))
             layers += [nn.BatchNorm2d(outputs), nn.SiLU()]
             inputs = outputs
         self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
@@ -78,9 +143,7 @@ class Decoder(nn.Module):
                 layers.append(Unfold(width, outputs, stride, bias=last))
             else:
                 padding, output_padding = config.kernel // 2, stride - 1
-                layers.append(
-                    nn.ConvTranspose2d(width, outputs, config.kernel, stride, padding, output_padding, bias=last)
-                )
+                layers.append(ConvTranspose(width, outputs, config.kernel, stride, padding, output_padding, bias=last))
             if not last:
                 layers += [nn.BatchNorm2d(outputs), nn.SiLU()]
             width = outputs
@@ -106,7 +169,7 @@ class Decoder(nn.Module):
 
 def to_unit(frames: Tensor) -> Tensor:
     """uint8 frames as float32 in [0, 1]."""
-    return frames.float() / 255
+    return torch.div(frames, 255)  # in one pass
 
 
 def grid(config: VisionConfig, size: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -64,5 +65,22 @@ def load_module(name: str) -> Any:
 
 @functools.cache
 def _load() -> Kernel:
-    kernel: Kernel = load_module("ops.triton.ssd_combined").mamba_chunk_scan_combined
+    """The kernel, each of its parts with one tiling.
+
+    The package would compile and time up to 18 tilings of each part when it first meets a size: minutes, for a choice
+    that matters little at these sizes. In its deterministic mode it takes the smallest.
+    """
+    try:
+        choose = load_module("utils.determinism").set_deterministic_mode
+    except (ImportError, AttributeError):  # an older version has no such mode
+        choose = None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Deterministic mode")
+        if choose is not None:
+            choose(True)
+        try:
+            kernel: Kernel = load_module("ops.triton.ssd_combined").mamba_chunk_scan_combined
+        finally:
+            if choose is not None:
+                choose(None)  # as torch.use_deterministic_algorithms says
     return kernel

@@ -28,6 +28,8 @@ from drama.models.sequence.ssd import Sizes, Weights, advance, mix
 
 TOLERANCE = 0.02
 """How far kernels may be from the portable path, of the largest value: they multiply in TensorFloat-32."""
+CUDA_CHUNK = 128
+"""Least block length on CUDA, where many small operations cost more than larger ones."""
 
 
 class Mamba2State(NamedTuple):
@@ -120,7 +122,7 @@ class Mamba2(SequenceModel):
             return self.out_proj(y), state
         taps = self.conv1d.weight[:, 0].T.contiguous()
         weights = Weights(taps, self._conv_bias, self.dt_bias, -torch.exp(self.A_log), self.D, self.norm.weight)
-        y, ssm = mix(projected, weights, segment, window, ssm, self.sizes)
+        y, ssm = mix(projected, weights, segment, window, ssm, self._sizes_on(x.device))
         _, xbc, _ = self._split(projected)
         return self.out_proj(y), Mamba2State(next_window(xbc, segment, window, self.d_conv - 1), ssm)
 
@@ -145,7 +147,7 @@ class Mamba2(SequenceModel):
             -torch.exp(self.A_log),
             b.unflatten(-1, (self.ngroups, -1)),
             c.unflatten(-1, (self.ngroups, -1)),
-            chunk_size=max(16, 1 << (self.sizes.chunk - 1).bit_length()),  # what the kernels take
+            chunk_size=max(16, 1 << (self._sizes_on(u.device).chunk - 1).bit_length()),  # what the kernels take
             D=self.D,
             dt_bias=self.dt_bias,
             initial_states=ssm,
@@ -166,7 +168,7 @@ class Mamba2(SequenceModel):
 
     def _trusts(self, kernel: Kernel, device: torch.device) -> bool:
         """Whether values, state and gradients are those of the portable path; warns if not."""
-        length = 2 * self.sizes.chunk + 1
+        length = 2 * self._sizes_on(device).chunk + 1
         # Not random numbers: whether this runs must not change the rest of a run.
         values = torch.arange(2 * length * self.in_proj.in_features, device=device, dtype=self.D.dtype).sin()
         is_first = torch.zeros(2, length, dtype=torch.bool, device=device)
@@ -222,6 +224,12 @@ class Mamba2(SequenceModel):
         )
         y = torch.addcmul(y, u, self.D[:, None])
         return self.out_proj(self.norm(y.flatten(1), gate)), Mamba2State(conv, ssm)
+
+    def _sizes_on(self, device: torch.device) -> Sizes:
+        """The sizes with the block length that suits the device."""
+        if device.type != "cuda":
+            return self.sizes
+        return self.sizes._replace(chunk=max(self.sizes.chunk, CUDA_CHUNK))
 
     @property
     def _conv_bias(self) -> Tensor:
