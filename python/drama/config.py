@@ -248,7 +248,7 @@ class TrainConfig:
     agent_clip: float = 100.0
     """Gradient-norm limit of actor and critic."""
     cuda_graph: bool = True
-    """On CUDA, record the imagination once as a graph and replay it."""
+    """On CUDA, record the imagination and the world-model update once each as a graph and replay them."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 autocast on CUDA, and on a CPU that multiplies it in hardware; else float32."""
 
