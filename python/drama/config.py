@@ -133,7 +133,7 @@ class SequenceConfig:
     conv: int = 4
     """Width of the causal convolution (mamba2, mamba)."""
     chunk: int = 32
-    """Block length of the parallel form; changes the cost, not the result (mamba2)."""
+    """Block length of the parallel form, on CUDA at least 128; changes the cost, not the result (mamba2)."""
     kernels: Literal["portable", "mamba_ssm", "auto"] = "auto"
     """What scans the sequence (mamba2): PyTorch, the Triton kernels of `mamba_ssm` on CUDA, or (`auto`) those where
     they are installed and, tried once, agree with PyTorch."""

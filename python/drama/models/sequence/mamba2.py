@@ -49,7 +49,7 @@ class Mamba2(SequenceModel):
         expand: inner width as a multiple of `d_model`.
         headdim: channels P of each head; must divide the inner width.
         ngroups: groups that share B and C; must divide the number of heads.
-        chunk_size: block length of the parallel form. Changes the cost, not the result.
+        chunk_size: block length of the parallel form, on CUDA at least `CUDA_CHUNK`. Changes the cost, not the result.
         kernels: `portable` PyTorch; `mamba_ssm`, its Triton kernels, on CUDA; `auto`, those where they are installed
             and, tried once, within `TOLERANCE` of `portable`.
 
