@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,10 @@ import pytest
 import torch
 
 from drama.config import Config, preset
+
+# A shell ignores SIGINT in what it runs in the background, and that is inherited: some tests send one.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tiny networks gain nothing from a second thread, and on a busy machine it would make them crawl.
 torch.set_num_threads(1)
