@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ from drama.models.sequence import build
 from drama.models.world_model import Batch
 from drama.trainer import Trainer
 from test_learner import CPU, CUDA, make_batch, with_backend
-from test_training import Silent
+from test_training import Silent, metrics, train
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -29,12 +27,9 @@ BACKENDS = ["mamba2", "mamba", "transformer"]
 
 
 @pytest.fixture(autouse=True)
-def exact_products() -> Iterator[None]:
+def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Float32 that is float32: convolutions use TensorFloat-32 otherwise."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def moved(batch: Batch) -> Batch:
@@ -117,13 +112,12 @@ def test_updates_wait_for_nothing(backend: str, graph: bool) -> None:
 def test_a_run_trains_resumes_plays_and_dreams(tmp_path: Path) -> None:
     config = dataclasses.replace(preset("debug"), device="cuda")
     run = tmp_path / "run"
-    assert Trainer(config, run).train(Silent())
-    first = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    first = train(config, run)
     checkpoint.list_checkpoints(run)[-1].rename(tmp_path / "gone")
     resumed = Trainer.resume(run)
     assert resumed.step == 60
     assert resumed.train(Silent())
-    again = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    again = metrics(run)
     losses = [[line["world_model/loss"] for line in lines if "world_model/loss" in line] for lines in (first, again)]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
     there = evaluate_run(run, episodes=1)

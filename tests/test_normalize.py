@@ -125,6 +125,12 @@ def test_return_scale_ignores_what_carries_no_weight() -> None:
     assert scale.update(returns, weight).item() == pytest.approx(90.0, rel=1e-5)
 
 
+def test_return_scale_ignores_what_is_no_number() -> None:
+    returns, weight = torch.tensor([0.0, 10.0, torch.nan, 5.0]), torch.tensor([1.0, 1.0, 1.0, 0.0])
+    scale = ReturnScale(decay=0.0)
+    torch.testing.assert_close(scale.update(returns, weight), torch.tensor(9.0))
+
+
 def test_return_scale_is_at_least_one_and_keeps_the_average_below() -> None:
     """The floor is on the divisor only: 0.25 then 0.375 are kept, 1 is given."""
     scale = ReturnScale(0.5)

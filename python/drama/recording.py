@@ -41,7 +41,8 @@ class Recorded(Generic[Inputs, Result]):
 
     Args:
         name: what is recorded, for the warning.
-        function: may read other tensors than its inputs, which may change in place; must not wait for the device.
+        function: may read other tensors than its inputs, which may change in place; must not wait for the device. What
+            it changes itself, such as running statistics, a recording changes several times.
         difference: of two results from the same random numbers; no more than `AGREES` if they are the same.
         record: how to record.
     """

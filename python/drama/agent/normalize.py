@@ -61,7 +61,7 @@ class ReturnScale(nn.Module):
     def update(self, returns: Tensor, weight: Tensor) -> Tensor:
         """Take in the `returns` of any shape whose `weight` is not 0; give the divisor `max(1, EMA)`."""
         # Not nanquantile: in some versions of torch the host waits in it.
-        counted = weight.flatten() > 0
+        counted = ((weight > 0) & ~returns.isnan()).flatten()
         ordered = torch.where(counted, returns.float().flatten(), torch.inf).sort().values
         rank = self.quantiles * (counted.sum() - 1).clamp(min=0)
         below = rank.floor()

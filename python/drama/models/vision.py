@@ -35,7 +35,7 @@ class Unfold(nn.Linear):
 
 
 class Conv(nn.Conv2d):
-    """A convolution; few channels on CUDA go `by_blocks`."""
+    """A convolution padded by half its odd kernel; few channels on CUDA go `by_blocks`."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not wants_blocks(x, self.stride[0], self.weight):
@@ -44,7 +44,7 @@ class Conv(nn.Conv2d):
 
 
 class ConvTranspose(nn.ConvTranspose2d):
-    """A transposed convolution; few channels on CUDA go `by_blocks`."""
+    """A transposed convolution padded by half its odd kernel; few channels on CUDA go `by_blocks`."""
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         if output_size is not None or not wants_blocks(x, self.stride[0], self.weight):
