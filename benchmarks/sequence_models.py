@@ -2,8 +2,8 @@
 
 Everything is measured in turns in this process; the table gives median times, and the median of our time over the
 other's. The limit of a layer is its two matrix products alone. `--plot FILE` draws time and memory per token over the
-length (needs matplotlib). Hugging Face's layer is left out where `transformers` is not installed. All run on the CPU
-but `--only kernels`, which needs CUDA and `mamba_ssm`.
+length (needs matplotlib). Hugging Face's layer is left out where `transformers` is not installed, the section `kernels`
+without CUDA and `mamba_ssm`; the others run on the CPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from drama.config import SequenceConfig
 from drama.models.sequence import build
-from drama.models.sequence.kernels import Kernels
+from drama.models.sequence.kernels import Kernels, scan_kernel
 from drama.models.sequence.mamba2 import Mamba2
 from timing import Part, Parts, Row, compare, elapsed, show
 
@@ -127,8 +127,8 @@ def on_cuda(layer: Mamba2, x: Tensor, is_first: Tensor, grad: Tensor, kernels: K
 
 
 def kernels(seconds: float) -> list[Row]:
-    """On CUDA one Mamba-2 layer in bfloat16: PyTorch against the Triton kernels of `mamba_ssm`; empty elsewhere."""
-    if not torch.cuda.is_available():
+    """One Mamba-2 layer on CUDA in bfloat16: PyTorch against `mamba_ssm`'s kernels; empty where either is missing."""
+    if not torch.cuda.is_available() or scan_kernel("auto", torch.device("cuda")) is None:
         return []
     table = []
     for batch, length, state in ((16, 128, 16), (16, 128, 128), (1024, 8, 16), (16, 1024, 16), (16, 1024, 128)):
@@ -219,6 +219,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     table = [row for name, part in SECTIONS.items() if args.only in (None, name) for row in part(args.seconds)]
+    if args.only == "kernels" and not table:
+        parser.error("--only kernels: needs a CUDA device and mamba_ssm")
     curves = costs(args.longest, args.batch, args.repeats) if args.only in (None, "length") else []
     if args.plot:
         plot(curves, args.plot)
