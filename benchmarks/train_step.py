@@ -194,7 +194,7 @@ def beside_compiled(config: Config, seconds: float) -> list[Row]:
     """The world-model update as it is, and with its loss compiled by `torch.compile`, once that is done."""
     plain, compiled = setting(config), setting(config)
     model = compiled.learner.world_model
-    model.loss = torch.compile(model.loss)  # type: ignore[method-assign]
+    model.evaluate = torch.compile(model.evaluate)  # type: ignore[method-assign]
     begin = time.perf_counter()
     compiled.learner.update_world_model(compiled.batch)
     return compare(

@@ -14,6 +14,7 @@ from drama.agent.actor_critic import ActorCritic
 from drama.config import AgentConfig, preset
 from drama.imagination import Trajectory
 from drama.learner import Learner
+from drama.models.heads import TwoHot
 from drama.models.world_model import Batch
 
 FEATURES, ACTIONS, BINS = 6, 3, 41  # with limit 20 the bins are the whole numbers of symlog space
@@ -27,7 +28,7 @@ def losses_of(agent: ActorCritic, trajectory: Trajectory) -> dict[str, Tensor]:
 
 def make_agent(config: AgentConfig = CONFIG) -> ActorCritic:
     torch.manual_seed(0)
-    return ActorCritic(config, FEATURES, ACTIONS, BINS, 20.0)
+    return ActorCritic(config, FEATURES, ACTIONS, TwoHot(BINS, 20.0))
 
 
 def make_trajectory(
@@ -166,14 +167,14 @@ def test_the_slow_critic_starts_as_the_critic_and_is_not_trained() -> None:
 def test_first_policy_is_uniform_and_first_value_zero() -> None:
     """Of the paper's sizes, on large inputs."""
     torch.manual_seed(0)
-    agent = ActorCritic(AgentConfig(), 1536, 6, 255, 20.0)
+    agent = ActorCritic(AgentConfig(), 1536, 6, TwoHot(255, 20.0))
     features = torch.randn(64, 1536) * 5
     assert (agent.log_policy(features).exp() - 1 / 6).abs().max() < 0.01
     assert agent.two_hot.decode(agent.critic(features)).abs().max() < 0.1
 
 
 def test_the_papers_sizes() -> None:
-    agent = ActorCritic(AgentConfig(), 1536, 6, 255, 20.0)
+    agent = ActorCritic(AgentConfig(), 1536, 6, TwoHot(255, 20.0))
 
     def shapes(net: nn.Sequential) -> list[tuple[int, ...]]:
         return [tuple(m.weight.shape) for m in net if isinstance(m, nn.Linear)]

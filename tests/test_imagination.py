@@ -19,6 +19,7 @@ from drama.agent.actor_critic import ActorCritic
 from drama.config import AgentConfig, LatentConfig, SequenceConfig, VisionConfig, WorldModelConfig
 from drama.dream import dream_frames, dream_strip, dream_video, to_uint8
 from drama.imagination import Start, Trajectory, imagine, observe, recorded_imagination
+from drama.models.heads import TwoHot
 from drama.models.sequence.base import SequenceModel, State
 from drama.models.world_model import WorldModel
 
@@ -252,7 +253,7 @@ def record_tape(run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
 
 
 def make_agent(model: WorldModel) -> ActorCritic:
-    return ActorCritic(AgentConfig(actor_units=8, critic_units=8), model.features, ACTIONS, 41, 20).eval()
+    return ActorCritic(AgentConfig(actor_units=8, critic_units=8), model.features, ACTIONS, TwoHot(41, 20)).eval()
 
 
 def seeded(imagination: Callable[[Start], Trajectory], start: Start) -> Trajectory:

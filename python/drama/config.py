@@ -169,6 +169,13 @@ class WorldModelConfig:
     """Weight of KL(posterior || stop(prior))."""
     free_bits: float = 1.0
     """Both KL terms count only above this many nats (batch mean)."""
+    norm_momentum: float = 0.1
+    """Share of the last batch in the statistics that batch norm has outside of a world-model update, where the agent
+    acts and imagines. Where rates are high, older batches tell of weights that are long gone; 1 takes the last batch's
+    alone."""
+    two_hot_mean: Literal["symlog", "raw"] = "symlog"
+    """Where rewards and values are averaged over their bins: in symlog space, as published, which shrinks rare ones
+    (1 with a probability of 5 % is read as 0.035), or as they are (DreamerV3 of 2024)."""
     reset_state: bool = True
     """Forget the past where an episode begins; the published code does not."""
 
@@ -202,6 +209,10 @@ class AgentConfig:
     """Mixing of the lambda-return."""
     entropy: float = 3e-4
     """Weight of the entropy bonus."""
+    unimix: float = 0.0
+    """Share of the uniform distribution mixed into the policy (DreamerV3: 0.01)."""
+    normalize: bool = True
+    """Normalise the features by their running mean and variance, as published."""
     slow_critic_decay: float = 0.98
     """EMA decay of the slow critic per update."""
     return_scale_decay: float = 0.99
@@ -229,6 +240,12 @@ class TrainConfig:
     learned by heart (random shifts, arXiv 2004.13649)."""
     imagination_batch: int = 1024
     """Imagined trajectories per agent update."""
+    imagine_from: Literal["replay", "batch"] = "replay"
+    """Where imaginations start: after steps drawn and encoded for them, as published, or inside the sequences that the
+    world model has just learned from, whose latents are known and cost nothing."""
+    agent_start: int = 0
+    """Environment steps before the first agent update, while the world model is not yet worth following; actions are
+    the first policy's, which is almost uniform."""
     context: int = 8
     """Real steps before the imagination starts."""
     horizon: int = 16
@@ -294,7 +311,10 @@ class Config:
         self.env.validate()
         t, vision = self.train, self.world_model.vision
         height, width = self.env.frame_size
-        first_batch = max(t.num_envs * t.batch_length + t.batch_size, t.num_envs * t.context + t.imagination_batch)
+        first_batch = t.num_envs * t.batch_length + t.batch_size
+        if t.imagine_from == "replay":
+            first_batch = max(first_batch, t.num_envs * t.context + t.imagination_batch)
+        inside = t.batch_size * (t.batch_length - t.context + 1)
         scale = math.prod(vision.strides)
         checks = {
             f"train.start_step: {t.start_step} rows cannot fill the first batch, which needs {first_batch}": (
@@ -318,10 +338,21 @@ class Config:
                 self.env.frame_stack == 1
             ),
             f"train.context: {t.context} must be at least 2": t.context >= 2,
+            f"world_model.norm_momentum: {self.world_model.norm_momentum} must be above 0 and at most 1": (
+                0 < self.world_model.norm_momentum <= 1
+            ),
+            f"agent.unimix: {self.agent.unimix} must be at least 0 and below 1": 0 <= self.agent.unimix < 1,
+            f"train.batch_length: {t.batch_length} must be at least train.context = {t.context}, as imaginations start"
+            " in these sequences (train.imagine_from)": t.imagine_from == "replay" or t.batch_length >= t.context,
+            f"train.imagination_batch: {t.imagination_batch} is more than the {inside} places to start from in"
+            f" {t.batch_size} sequences (train.imagine_from)": (
+                t.imagine_from == "replay" or t.imagination_batch <= inside
+            ),
         }
         not_negative = {
             "seed": self.seed,
             "train.shift": t.shift,
+            "train.agent_start": t.agent_start,
             "world_model.motion_scale": self.world_model.motion_scale,
             "log.eval_episodes": self.log.eval_episodes,
         }
@@ -433,15 +464,20 @@ def _cpu() -> Config:
             reconstruction_scale=8.0,
             motion_scale=30.0,
             free_bits=0.1,
+            norm_momentum=1.0,
+            two_hot_mean="raw",
+            bin_limit=10.0,
         ),
         agent=AgentConfig(actor_units=128, critic_units=128, layers=2, entropy=1e-2),
         train=TrainConfig(
             train_every=4,
             batch_size=8,
             batch_length=64,
-            imagination_batch=96,
+            imagination_batch=256,
+            imagine_from="batch",
             context=8,
             horizon=12,
+            dfs_temperature=1.25,  # as new to rows as the paper's: 10 for 16 sequences a step, here 2
             world_model_lr=2e-3,
             agent_lr=1e-4,
             warmup_updates=200,
@@ -471,6 +507,7 @@ def _small() -> Config:
             start_step=500,
             train_every=2,
             batch_length=32,
+            dfs_temperature=2.5,  # for 4 sequences a step
             imagination_batch=128,
             horizon=10,
             world_model_lr=1e-3,

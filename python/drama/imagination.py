@@ -9,7 +9,7 @@ from torch import Tensor
 
 from drama.models.sequence.base import State
 from drama.models.world_model import WorldModel
-from drama.recording import Record, Recorded, record_graph
+from drama.recording import Record, Recorded, record_graph, uncached
 
 
 class Policy(Protocol):
@@ -86,15 +86,10 @@ def recorded_imagination(
     """`imagine` as a recording; the parameters of `model` and `policy` may change in place."""
 
     def run(start: Start) -> Trajectory:
-        device = start.z.device.type
-        # Without a cache: the casts of the parameters belong into the recording, as they change.
-        with torch.autocast(
-            device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), cache_enabled=False
-        ):
-            return imagine(model, policy, start, horizon)
+        return imagine(model, policy, start, horizon)
 
     def difference(found: Trajectory, expected: Trajectory) -> Tensor:
         # One step only: in bfloat16 a last bit may choose another latent, and after it everything is different.
         return (found.features[:, 1] - expected.features[:, 1]).abs().mean()
 
-    return Recorded("imagination", run, difference, record)
+    return Recorded("imagination", uncached(run), difference, record)

@@ -15,17 +15,20 @@ from drama.agent.actor_critic import ActorCritic, Targets
 from drama.agent.ppo import minibatches
 from drama.config import Config
 from drama.device import autocast, keep_freed_memory
-from drama.imagination import Start, Trajectory, imagine, observe, recorded_imagination
+from drama.imagination import Start, Trajectory, imagine, observe, recorded_imagination, start_from
 from drama.laprop import LaProp
+from drama.models.heads import TwoHot
+from drama.models.norm import batch_statistics
 from drama.models.world_model import Batch, WorldModel
-from drama.recording import Recorded
+from drama.recording import Recorded, uncached
 
 
 class Descent(NamedTuple):
-    """The losses of a batch, detached, and the gradient of each parameter."""
+    """What a network makes of a batch, detached."""
 
     losses: dict[str, Tensor]
-    gradients: list[Tensor | None]
+    gradients: list[Tensor | None]  # of each parameter
+    z: Tensor | None = None  # [B, T, latents], the latents that were sampled; None of the agent
 
 
 class Learner:
@@ -44,14 +47,19 @@ class Learner:
         model_config = config.world_model
         self.world_model = WorldModel(model_config, config.env.frame_size[0], channels, actions).to(device).eval()
         self.agent = ActorCritic(
-            config.agent, self.world_model.features, actions, model_config.bins, model_config.bin_limit
+            config.agent,
+            self.world_model.features,
+            actions,
+            TwoHot(model_config.bins, model_config.bin_limit, model_config.two_hot_mean),
         )
         self.agent.to(device).eval()
         self.imagine: Callable[[Start], Trajectory] = self._imagined
         self._descent: Callable[[Batch], Descent] = self._differentiated
+        self._agent_descent: Callable[[Targets], Descent] = self._differentiated_agent
         if device.type == "cuda" and config.train.cuda_graph:
             self.imagine = recorded_imagination(self.world_model, self.agent, config.train.horizon)
             self._descent = Recorded("world-model update", self._differentiated, difference)
+            self._agent_descent = Recorded("agent update", uncached(self._differentiated_agent), difference)
         self.autocast = autocast(config, device)
         train = config.train
         self._optimizers = {
@@ -77,6 +85,39 @@ class Learner:
 
     def update_world_model(self, batch: Batch) -> dict[str, Tensor]:
         """One step of the world model on real sequences; returns detached scalars, without waiting for the device."""
+        return self._step_world_model(batch)[0]
+
+    def update_together(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """One step of the world model on real sequences, then one of the agent on trajectories that start inside them.
+
+        The imagination starts after `train.context` steps at places that are drawn from all sequences, each at most
+        once, with the latents that the world model has just learned from.
+        """
+        scalars, z = self._step_world_model(batch)
+        train = self.config.train
+        rows, length = z.shape[:2]
+        places = length - train.context + 1
+        drawn = torch.randperm(rows * places, device=self.device)[: train.imagination_batch]
+        row = drawn.div(places, rounding_mode="floor")[:, None]
+        times = drawn.remainder(places)[:, None] + torch.arange(train.context, device=self.device)
+        with self.autocast:
+            start = start_from(self.world_model, z[row, times], batch.action[row, times], batch.is_first[row, times])
+        return scalars, self._update_agent(start)
+
+    @torch.no_grad()
+    def kl_by_mode(self, batch: Batch) -> dict[str, float]:
+        """The KL of one batch with the statistics that the agent acts and imagines on, and with the batch's own.
+
+        Far apart, what acts is not what learned (docs/metrics.md). Changes nothing; waits for the device.
+        """
+        with self.autocast:
+            acting = self.world_model.kl(batch)
+            with batch_statistics(self.world_model):
+                learning = self.world_model.kl(batch)
+        return {"world_model/kl_acting": acting.item(), "world_model/kl_learning": learning.item()}
+
+    def _step_world_model(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """One step of the world model: its scalars, and the latents of the batch."""
         if limit := self.config.train.shift:
             batch = batch._replace(obs=shifted(batch.obs, limit))
         self.world_model.train()
@@ -85,21 +126,28 @@ class Learner:
         for parameter, gradient in zip(self.world_model.parameters(), descent.gradients, strict=True):
             parameter.grad = gradient
         losses = {name: value.clone() for name, value in descent.losses.items()}  # the next update may overwrite them
-        return losses | {"gradient_norm": self._optimizers["world_model"].step()}
+        assert descent.z is not None
+        return losses | {"gradient_norm": self._optimizers["world_model"].step()}, descent.z
 
     def _differentiated(self, batch: Batch) -> Descent:
         """Losses and gradients of the world model."""
         self._optimizers["world_model"].zero_grad()
         with self.autocast:
-            losses = self.world_model.loss(batch)
+            losses, z = self.world_model.evaluate(batch)
         losses["loss"].backward()
         losses = {name: value.detach() for name, value in losses.items()}
-        return Descent(losses, [p.grad for p in self.world_model.parameters()])
+        return Descent(losses, [p.grad for p in self.world_model.parameters()], z)
 
     def update_agent(self, context: Batch) -> dict[str, Tensor]:
         """One step of actor and critic on trajectories imagined from the last frames of `context`."""
         with self.autocast:
-            trajectory = self.imagine(observe(self.world_model, context.obs, context.action, context.is_first))
+            start = observe(self.world_model, context.obs, context.action, context.is_first)
+        return self._update_agent(start)
+
+    def _update_agent(self, start: Start) -> dict[str, Tensor]:
+        """One step of actor and critic on trajectories imagined from `start`."""
+        with self.autocast:
+            trajectory = self.imagine(start)
             targets, watched = self.agent.targets(trajectory)
         losses = self._descend_ppo(targets) if self.config.agent.policy == "ppo" else self._descend(targets)
         self.agent.update_slow_critic()
@@ -112,12 +160,21 @@ class Learner:
 
     def _descend(self, targets: Targets) -> dict[str, Tensor]:
         """One gradient step of the agent."""
-        self._optimizers["agent"].zero_grad()
         # An autocast apart from the rollout's: older torch would reuse the weights that it cast there without gradient.
         with self.autocast:
-            losses = self.agent.loss(targets)
-        losses["loss"].backward()
+            descent = self._agent_descent(targets)
+        for parameter, gradient in zip(self.agent.parameters(), descent.gradients, strict=True):
+            parameter.grad = gradient
+        losses = {name: value.clone() for name, value in descent.losses.items()}
         return losses | {"gradient_norm": self._optimizers["agent"].step()}
+
+    def _differentiated_agent(self, targets: Targets) -> Descent:
+        """Losses and gradients of actor and critic."""
+        self._optimizers["agent"].zero_grad()
+        losses = self.agent.loss(targets)
+        losses["loss"].backward()
+        losses = {name: value.detach() for name, value in losses.items()}
+        return Descent(losses, [p.grad for p in self.agent.parameters()])
 
     def _descend_ppo(self, targets: Targets) -> dict[str, Tensor]:
         """Several passes in minibatches, until the policy has moved too far from the one that acted."""

@@ -20,6 +20,19 @@ AGREES = 0.01
 """How far the result of a recording may be from that of the work: atomic additions come in any order."""
 
 
+def uncached(work: Callable[[Inputs], Result]) -> Callable[[Inputs], Result]:
+    """`work` under the present autocast but without its cache: casts of what changes belong into a recording."""
+
+    def run(inputs: Inputs) -> Result:
+        device = next(_tensors(inputs)).device.type
+        with torch.autocast(
+            device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), cache_enabled=False
+        ):
+            return work(inputs)
+
+    return run
+
+
 def record_graph(work: Work[Result]) -> tuple[Callable[[], None], Result]:
     """Record what `work` gives to the GPU as a CUDA graph."""
     side = torch.cuda.Stream()

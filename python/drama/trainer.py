@@ -62,7 +62,7 @@ class Trainer:
         assert shape is not None
         self._actions = actions_of(self._envs)
         self.learner = Learner(config, shape[-1], self._actions, self.device)
-        self._player = Player(self.learner.world_model, self.learner.agent, train.num_envs)
+        self._player = Player(self.learner.world_model, self.learner.agent, train.num_envs, record=train.cuda_graph)
         self._dfs = DynamicFrequency(
             temperature=train.dfs_temperature, ratio=train.batch_size / train.imagination_batch
         )
@@ -219,10 +219,15 @@ class Trainer:
         if self._updates == 0:
             self.learner.start_from_frames(self._replay.sample(256, 1, sampler=Uniform())["obs"])
         sequences, starts = self._samplers
-        world_model = self.learner.update_world_model(
-            self._sample("sequences", train.batch_size, train.batch_length, sequences)
-        )
-        agent = self.learner.update_agent(self._sample("starts", train.imagination_batch, train.context, starts))
+        batch = self._sample("sequences", train.batch_size, train.batch_length, sequences)
+        agent: dict[str, Tensor] = {}
+        if self.step < train.agent_start:
+            world_model = self.learner.update_world_model(batch)
+        elif train.imagine_from == "batch":
+            world_model, agent = self.learner.update_together(batch)
+        else:
+            world_model = self.learner.update_world_model(batch)
+            agent = self.learner.update_agent(self._sample("starts", train.imagination_batch, train.context, starts))
         self._updates += 1
         self._summed += 1
         for part, values in (("world_model", world_model), ("agent", agent)):
@@ -257,6 +262,10 @@ class Trainer:
             now = time.perf_counter()
             values["steps_per_second"] = (self.step - at) / (now - began)
             values["replay_fill"] = len(self._replay) / self._replay.capacity
+            if self._updates:
+                train = self.config.train
+                batch = self._sample("sequences", train.batch_size, train.batch_length, Uniform())
+                values |= self.learner.kl_by_mode(batch)
             self._clock = (now, self.step)
             self._metrics.write("train", self.step, values)
             recent = {"episode_return": float(np.mean(self._recent))} if self._recent else {}

@@ -6,7 +6,6 @@ import copy
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drama.agent.normalize import ReturnScale, RunningNorm
@@ -38,20 +37,23 @@ class ActorCritic(nn.Module):
     them; they change only in `observe_features`, `targets` and `update_slow_critic`.
     """
 
-    def __init__(self, config: AgentConfig, features: int, actions: int, bins: int, bin_limit: float) -> None:
+    def __init__(self, config: AgentConfig, features: int, actions: int, two_hot: TwoHot) -> None:
         super().__init__()
         self.config = config
         self.normalize = RunningNorm(features)
         # Near-zero output layers: the first policy is uniform, the first values are 0.
         self.actor = mlp(features, config.actor_units, config.layers, actions, output_scale=0.01)
-        self.critic = mlp(features, config.critic_units, config.layers, bins, output_scale=0.01)
+        # Where huge bins count in full, even a little noise among them would be a huge value.
+        scale = 0.0 if two_hot.raw else 0.01
+        self.critic = mlp(features, config.critic_units, config.layers, two_hot.bins.shape[0], output_scale=scale)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.two_hot = TwoHot(bins, bin_limit)
+        self.two_hot = two_hot
         self.return_scale = ReturnScale(config.return_scale_decay)
 
     def log_policy(self, features: Tensor) -> Tensor:
         """Log-probabilities `[..., actions]` of the actions at features `[..., features]`."""
-        return F.log_softmax(self.actor(self.normalize(features)).float(), dim=-1)
+        seen = self.normalize(features) if self.config.normalize else features
+        return latent.mixed_log_probs(self.actor(seen), self.config.unimix)
 
     @torch.no_grad()
     def act(self, features: Tensor, *, greedy: bool = False) -> Tensor:
@@ -115,7 +117,8 @@ class ActorCritic(nn.Module):
 
     def observe_features(self, features: Tensor) -> None:
         """Take `features[..., features]` into the statistics that normalise the actor's input."""
-        self.normalize.update(features)
+        if self.config.normalize:
+            self.normalize.update(features)
 
     @torch.no_grad()
     def update_slow_critic(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,16 +36,21 @@ def symexp(x: Tensor) -> Tensor:
 class TwoHot(nn.Module):
     """Scalars as a categorical over `bins` equal steps of symlog space in `[-limit, limit]` (arXiv 2301.04104).
 
-    A scalar is the two neighbouring bins weighted by nearness; values beyond the limits go to the outermost bins.
+    A scalar is the two neighbouring bins weighted by nearness; values beyond the limits go to the outermost bins. With
+    `mean="symlog"` nearness and means are those of symlog space, which shrinks what is rare: a mixture of 0 and 1 is
+    read as less than its mean. With `mean="raw"` they are those of the scalars themselves.
     """
 
     bins: Tensor
+    values: Tensor
 
-    def __init__(self, bins: int, limit: float) -> None:
+    def __init__(self, bins: int, limit: float, mean: Literal["symlog", "raw"] = "symlog") -> None:
         super().__init__()
         if bins < 2:
             raise ValueError(f"bins: {bins} is fewer than 2")
+        self.raw = mean == "raw"
         self.register_buffer("bins", torch.linspace(-limit, limit, bins), persistent=False)
+        self.register_buffer("values", symexp(self.bins), persistent=False)
 
     def encode(self, value: Tensor) -> Tensor:
         """Scalars `[...]` to two-hot weights `[..., bins]` that sum to one."""
@@ -54,13 +61,21 @@ class TwoHot(nn.Module):
         # A value that is not a number becomes weights that are none: the index must stay in range for them to show it.
         below = position.nan_to_num().floor().clamp(max=count - 2).long()
         upper = (position - below)[..., None]
+        if self.raw:
+            lower = self.values[below]
+            upper = ((value.float() - lower) / (self.values[below + 1] - lower))[..., None].clamp(0, 1)
         weights = torch.zeros(*value.shape, count, device=value.device)
         weights.scatter_(-1, below[..., None], 1 - upper)
         return weights.scatter_(-1, below[..., None] + 1, upper)
 
     def decode(self, logits: Tensor) -> Tensor:
-        """The expected scalar `[...]` of `[..., bins]` logits: the mean in symlog space, mapped back."""
-        return symexp((F.softmax(logits.float(), dim=-1) * self.bins).sum(-1))
+        """The expected scalar `[...]` of `[..., bins]` logits."""
+        probs = F.softmax(logits.float(), dim=-1)
+        if not self.raw:
+            return symexp((probs * self.bins).sum(-1))
+        # Opposite bins first: of two huge values with equal probabilities nothing must be left.
+        half = self.values.shape[0] // 2
+        return ((probs - probs.flip(-1))[..., half:] * self.values[half:]).sum(-1)
 
     def loss(self, logits: Tensor, value: Tensor) -> Tensor:
         """Cross-entropy `[...]` of `[..., bins]` logits to the scalars `[...]`, in nats."""

@@ -1,6 +1,9 @@
-"""RMS norms that compute in the precision of their weights, also under autocast."""
+"""Norms: RMS norms that compute in the precision of their weights, also under autocast, and batch norm's statistics."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -30,3 +33,21 @@ class GatedRMSNorm(nn.Module):
     def forward(self, y: Tensor, gate: Tensor) -> Tensor:
         parts = (y * F.silu(gate)).to(self.weight.dtype).unflatten(-1, (self.groups, -1))
         return F.rms_norm(parts, parts.shape[-1:], None, EPS).flatten(-2) * self.weight
+
+
+def batch_norms(module: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:
+    """The batch norms in `module`."""
+    return [part for part in module.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)]
+
+
+@contextmanager
+def batch_statistics(module: nn.Module) -> Iterator[None]:
+    """Let the batch norms of a module in evaluation mode use the statistics of what they are given, and keep none."""
+    norms = batch_norms(module)
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.training, norm.track_running_stats = False, True

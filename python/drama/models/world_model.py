@@ -16,7 +16,7 @@ from drama.config import WorldModelConfig
 from drama.models import latent, sequence
 from drama.models.heads import TwoHot, mlp
 from drama.models.losses import kl_losses, reconstruction_losses
-from drama.models.norm import RMSNorm
+from drama.models.norm import RMSNorm, batch_norms
 from drama.models.sequence.base import State
 from drama.models.vision import Decoder, Encoder, to_unit
 
@@ -61,7 +61,9 @@ class WorldModel(nn.Module):
         self.prior = nn.Linear(self.width, self.latents)
         self.reward = mlp(self.width, config.head_units, 1, config.bins, output_scale=0.0)
         self.termination = mlp(self.width, config.head_units, 1, 1)
-        self.two_hot = TwoHot(config.bins, config.bin_limit)
+        self.two_hot = TwoHot(config.bins, config.bin_limit, config.two_hot_mean)
+        for part in batch_norms(self):
+            part.momentum = config.norm_momentum
 
     @property
     def features(self) -> int:
@@ -118,6 +120,17 @@ class WorldModel(nn.Module):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars of one batch: `loss` (to minimise), its parts, and what is only watched."""
+        return self.evaluate(batch)[0]
+
+    @torch.no_grad()
+    def kl(self, batch: Batch) -> Tensor:
+        """Mean KL of posterior and prior over one batch, in nats per step, before the free bits."""
+        posterior = self.encode(batch.obs)
+        d, _ = self(self.sample(posterior), batch.action, batch.is_first)
+        return kl_losses(posterior, self.predict_latent(d), batch.is_first, 0.0)[2]
+
+    def evaluate(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """The scalars of `loss`, and the latents `[B, T, latents]` that were sampled for them, detached."""
         posterior = self.encode(batch.obs)
         z = latent.straight_through_sample(posterior).flatten(-2)
         d, _ = self(z, batch.action, batch.is_first)
@@ -135,7 +148,7 @@ class WorldModel(nn.Module):
             + self.config.dynamics_scale * dynamics
             + self.config.representation_scale * representation
         )
-        return {
+        losses = {
             "loss": loss,
             "reconstruction": reconstruction.detach(),
             "reward": reward_loss.detach(),
@@ -143,6 +156,7 @@ class WorldModel(nn.Module):
             "kl": kl,
             "posterior_entropy": -(posterior.exp() * posterior).sum((-2, -1)).mean().detach(),
         }
+        return losses, z.detach()
 
     def _log_probs(self, logits: Tensor) -> Tensor:
         config = self.config.latent
