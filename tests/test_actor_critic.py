@@ -262,3 +262,13 @@ def test_every_layer_gets_a_gradient_in_an_update(precision: Literal["float32", 
         if parameter.requires_grad:
             assert parameter.grad is not None, name
             assert parameter.grad.abs().max() > 0, name
+
+
+def test_the_uniform_mix_leaves_no_action_out() -> None:
+    agent = make_agent(dataclasses.replace(AgentConfig(), unimix=0.06))
+    with torch.no_grad():
+        bias = agent.actor[-1].bias
+        assert isinstance(bias, Tensor)
+        bias.copy_(torch.tensor([100.0] + [0.0] * (ACTIONS - 1)))
+        probs = agent.log_policy(torch.zeros(2, FEATURES)).exp()
+    torch.testing.assert_close(probs[:, 1:], torch.full((2, ACTIONS - 1), 0.06 / ACTIONS), atol=1e-4, rtol=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -57,8 +58,9 @@ def test_weights_are_a_distribution_over_two_neighbours() -> None:
 
 
 @pytest.mark.parametrize("bins", [41, 255])
-def test_round_trip(bins: int) -> None:
-    two_hot = TwoHot(bins, 20.0)
+@pytest.mark.parametrize("mean", ["symlog", "raw"])
+def test_round_trip(bins: int, mean: Literal["symlog", "raw"]) -> None:
+    two_hot = TwoHot(bins, 20.0, mean)
     values = torch.tensor([-4e8, -3e5, -21.0, -1.0, -0.3, -1e-3, 0.0, 1e-3, 0.07, 1.0, 7.5, 1e4, 4e8])
     decoded = two_hot.decode(two_hot.encode(values).log())
     torch.testing.assert_close(decoded, values, rtol=1e-4, atol=1e-5)
@@ -76,8 +78,27 @@ def test_decode_by_hand(five: TwoHot) -> None:
     torch.testing.assert_close(five.decode(probs.log()), expected, atol=1e-6, rtol=1e-6)
 
 
-def test_equal_logits_are_zero() -> None:
-    assert TwoHot(255, 20.0).decode(torch.zeros(255)).abs().item() < 1e-5
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
+def test_the_raw_mean_does_not_shrink_what_is_rare(share: float) -> None:
+    """A reward of 1 with this probability, else 0; in symlog space 0.05 is read as 0.035."""
+    raw, symlog_ = (TwoHot(255, 20.0, mean) for mean in ("raw", "symlog"))
+    for two_hot, expected in ((raw, share), (symlog_, 2**share - 1)):
+        mixture = share * two_hot.encode(torch.tensor(1.0)) + (1 - share) * two_hot.encode(torch.tensor(0.0))
+        torch.testing.assert_close(two_hot.decode(mixture.log()).item(), expected, atol=1e-4, rtol=0)
+
+
+def test_raw_weights_by_hand() -> None:
+    """Between bins at 0 and e - 1, and beyond the limits."""
+    two_hot = TwoHot(5, 2.0, "raw")
+    values = torch.tensor([(E - 1) / 4, -(E - 1) / 4, math.inf, -1e9])
+    weights = [[0, 0, 0.75, 0.25, 0], [0, 0.25, 0.75, 0, 0], [0, 0, 0, 0, 1], [1, 0, 0, 0, 0]]
+    torch.testing.assert_close(two_hot.encode(values), torch.tensor(weights).float(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("bins", [40, 41, 255])
+@pytest.mark.parametrize("mean", ["symlog", "raw"])
+def test_equal_logits_are_zero(bins: int, mean: Literal["symlog", "raw"]) -> None:
+    assert TwoHot(bins, 20.0, mean).decode(torch.zeros(bins)).abs().item() < 1e-5
 
 
 def test_loss_by_hand(five: TwoHot) -> None:

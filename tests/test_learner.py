@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from drama.config import Config, preset
-from drama.imagination import imagine
+from drama.imagination import Start, imagine, start_from
 from drama.learner import Learner, difference, shifted
 from drama.models.world_model import Batch
 from drama.recording import Recorded
@@ -259,3 +259,35 @@ def test_recorded_updates_are_those_without_a_recording() -> None:
 def seeded(learner: Learner, batch: Batch) -> dict[str, torch.Tensor]:
     torch.manual_seed(3)
     return learner.update_world_model(batch)
+
+
+def test_imagination_starts_inside_the_sequences_of_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Consecutive steps of one row with the latents of the loss, each place once, as many as asked for."""
+    config = preset("debug")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, imagine_from="batch"))
+    learner, batch = Learner(config, 1, 6, CPU), make_batch(config, 4, 16)
+    places = torch.arange(64).view(4, 16)  # in the actions, to see which steps were taken
+    windows: list[torch.Tensor] = []
+
+    def taken(model: Any, z: torch.Tensor, action: torch.Tensor, is_first: torch.Tensor) -> Start:
+        windows.append(action)
+        assert z.shape == (config.train.imagination_batch, config.train.context, learner.world_model.latents)
+        assert torch.equal(is_first, batch.is_first.flatten()[action])
+        return start_from(model, z, action % 6, is_first)
+
+    monkeypatch.setattr("drama.learner.start_from", taken)
+    step = learner._step_world_model
+    monkeypatch.setattr(learner, "_step_world_model", lambda _, frames: step(batch, frames))
+    world_model, agent = learner.update_together(batch._replace(action=places))
+    assert {"loss", "kl"} <= world_model.keys()
+    assert {"loss", "return"} <= agent.keys()
+    assert torch.equal(windows[0], windows[0][:, :1] + torch.arange(config.train.context))
+    assert torch.equal(windows[0][:, 0] // 16, windows[0][:, -1] // 16)
+    assert len(windows[0][:, 0].unique()) == config.train.imagination_batch
+
+
+def test_more_places_than_the_sequences_have_are_refused() -> None:
+    config = preset("debug")
+    train = dataclasses.replace(config.train, imagine_from="batch", batch_length=4, batch_size=15)
+    with pytest.raises(ValueError, match="16 is more than the 15 places"):
+        dataclasses.replace(config, train=train).validate()

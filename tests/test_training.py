@@ -143,13 +143,29 @@ def test_updates_are_as_many_for_several_environments(debug: Config, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("train.sampler", "uniform"), ("world_model.reset_state", False), ("agent.act_on", "prior")]
+    ("option", "value"),
+    [
+        ("train.sampler", "uniform"),
+        ("world_model.reset_state", False),
+        ("train.statistics_frames", 32),
+        ("world_model.two_hot_mean", "raw"),
+        ("agent.act_on", "prior"),
+        ("agent.normalize", False),
+        ("agent.unimix", 0.01),
+        ("train.imagine_from", "batch"),
+    ],
 )
 def test_choices_of_the_method_change_a_run(debug: Config, tmp_path: Path, option: str, value: Any) -> None:
     config = dataclasses.replace(debug, game="Catch")  # its episodes are short enough to end within a sequence
     part, name = option.split(".")
     changed = dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **{name: value})})
     assert train(config, tmp_path / "a") != train(changed, tmp_path / "b")
+
+
+def test_the_agent_starts_when_it_is_told_to(debug: Config, tmp_path: Path) -> None:
+    late = dataclasses.replace(debug, train=dataclasses.replace(debug.train, agent_start=90))
+    lines = [line for line in train(late, tmp_path / "late") if line["event"] == "train"]
+    assert ["agent/loss" in line for line in lines if "world_model/loss" in line] == [False, True, True]
 
 
 def test_interrupt_saves_and_tells_how_to_go_on(tmp_path: Path) -> None:

@@ -169,10 +169,6 @@ class WorldModelConfig:
     """Weight of KL(posterior || stop(prior))."""
     free_bits: float = 1.0
     """Both KL terms count only above this many nats (batch mean)."""
-    norm_momentum: float = 0.1
-    """Share of the last batch in the statistics that batch norm has outside of a world-model update, where the agent
-    acts and imagines. Where rates are high, older batches tell of weights that are long gone; 1 takes the last batch's
-    alone."""
     two_hot_mean: Literal["symlog", "raw"] = "symlog"
     """Where rewards and values are averaged over their bins: in symlog space, as published, which shrinks rare ones
     (1 with a probability of 5 % is read as 0.035), or as they are (DreamerV3 of 2024)."""
@@ -260,12 +256,19 @@ class TrainConfig:
     """Learning rate of actor and critic (LaProp)."""
     warmup_updates: int = 1000
     """Updates over which both learning rates rise linearly."""
+    statistics_frames: int = 0
+    """Frames of the replay on which batch norm's statistics are taken anew after each update of the world model: what
+    acts and imagines is then what learned. 0 keeps running means over past batches, as published, which at high rates
+    tell of weights that are long gone."""
     world_model_clip: float = 1000.0
     """Gradient-norm limit of the world model."""
     agent_clip: float = 100.0
     """Gradient-norm limit of actor and critic."""
     cuda_graph: bool = True
     """On CUDA, record the imagination and the world-model update once each as a graph and replay them."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile a step of the imagination with `torch.compile`. `auto`: on a CPU, where there is a C++ compiler and the
+    run is long enough to earn back half a minute."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 autocast on CUDA, and on a CPU that multiplies it in hardware; else float32."""
 
@@ -312,6 +315,7 @@ class Config:
         t, vision = self.train, self.world_model.vision
         height, width = self.env.frame_size
         first_batch = t.num_envs * t.batch_length + t.batch_size
+        first_batch = max(first_batch, t.statistics_frames)
         if t.imagine_from == "replay":
             first_batch = max(first_batch, t.num_envs * t.context + t.imagination_batch)
         inside = t.batch_size * (t.batch_length - t.context + 1)
@@ -338,9 +342,6 @@ class Config:
                 self.env.frame_stack == 1
             ),
             f"train.context: {t.context} must be at least 2": t.context >= 2,
-            f"world_model.norm_momentum: {self.world_model.norm_momentum} must be above 0 and at most 1": (
-                0 < self.world_model.norm_momentum <= 1
-            ),
             f"agent.unimix: {self.agent.unimix} must be at least 0 and below 1": 0 <= self.agent.unimix < 1,
             f"train.batch_length: {t.batch_length} must be at least train.context = {t.context}, as imaginations start"
             " in these sequences (train.imagine_from)": t.imagine_from == "replay" or t.batch_length >= t.context,
@@ -353,6 +354,7 @@ class Config:
             "seed": self.seed,
             "train.shift": t.shift,
             "train.agent_start": t.agent_start,
+            "train.statistics_frames": t.statistics_frames,
             "world_model.motion_scale": self.world_model.motion_scale,
             "log.eval_episodes": self.log.eval_episodes,
         }
@@ -464,11 +466,11 @@ def _cpu() -> Config:
             reconstruction_scale=8.0,
             motion_scale=30.0,
             free_bits=0.1,
-            norm_momentum=1.0,
             two_hot_mean="raw",
+            bins=127,  # half as many over half the width
             bin_limit=10.0,
         ),
-        agent=AgentConfig(actor_units=128, critic_units=128, layers=2, entropy=1e-2),
+        agent=AgentConfig(actor_units=128, critic_units=128, layers=2, entropy=3e-3),
         train=TrainConfig(
             train_every=4,
             batch_size=8,
@@ -479,8 +481,10 @@ def _cpu() -> Config:
             horizon=12,
             dfs_temperature=1.25,  # as new to rows as the paper's: 10 for 16 sequences a step, here 2
             world_model_lr=2e-3,
-            agent_lr=1e-4,
+            agent_lr=3e-4,
+            agent_start=6000,
             warmup_updates=200,
+            statistics_frames=128,
         ),
     )
 
@@ -503,7 +507,7 @@ def _small() -> Config:
         agent=dataclasses.replace(cpu.agent, entropy=1e-3),
         train=dataclasses.replace(
             cpu.train,
-            agent_lr=3e-4,
+            agent_start=0,
             start_step=500,
             train_every=2,
             batch_length=32,
@@ -541,6 +545,7 @@ def _debug() -> Config:
             warmup_updates=10,
             world_model_lr=1e-3,
             agent_lr=1e-3,
+            compile="off",
         ),
         log=LogConfig(log_every=20, image_every=60, checkpoint_every=60, eval_episodes=2, eval_envs=2),
     )

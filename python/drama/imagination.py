@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -54,20 +55,51 @@ def start_from(model: WorldModel, z: Tensor, action: Tensor, is_first: Tensor) -
     return Start(z[:, -1], d[:, -1] * ~model.forgets(last_first)[:, None], last_first, state)
 
 
+class Imagined(NamedTuple):
+    """One imagined step."""
+
+    features: Tensor  # [B, features], after the action
+    z: Tensor  # [B, latents], likewise
+    action: Tensor  # [B]
+    d: Tensor  # [B, width]
+    state: State
+
+
+Step = Callable[[WorldModel, Policy, Tensor, Tensor, State], Imagined]
+"""As `imagine_step`."""
+
+
 @torch.no_grad()
-def imagine(model: WorldModel, policy: Policy, start: Start, horizon: int) -> Trajectory:
-    """Let `policy` act for `horizon` steps in the model, from `start`. No gradient flows through the model."""
+def imagine_step(model: WorldModel, policy: Policy, features: Tensor, z: Tensor, state: State) -> Imagined:
+    """Let `policy` act once at `features[B, features]` with the latents `z[B, latents]`, inside an episode.
+
+    The `state` may be overwritten.
+    """
+    action = policy.act(features)
+    return _imagined(model, z, action, *model.step_(z, action, state))
+
+
+def _imagined(model: WorldModel, z: Tensor, action: Tensor, d: Tensor, state: State) -> Imagined:
+    z = model.sample(model.predict_latent(d))
+    return Imagined(torch.cat([z, d], dim=-1).float(), z, action, d, state)
+
+
+@torch.no_grad()
+def imagine(model: WorldModel, policy: Policy, start: Start, horizon: int, step: Step = imagine_step) -> Trajectory:
+    """Let `policy` act for `horizon` steps in the model, from `start`. No gradient flows through the model.
+
+    `step` does every step but the first, whose state belongs to the caller and is left as it is.
+    """
     z, d, is_first, state = start
     features = [torch.cat([z, d], dim=-1).float()]
-    actions, outputs = [], []
-    for t in range(horizon):
-        action = policy.act(features[-1])
-        # The start's state belongs to the caller; those that follow are known here only, and may be overwritten.
-        d, state = model.step_(z, action, state) if t else model.step(z, action, is_first, state)
-        z = model.sample(model.predict_latent(d))
-        features.append(torch.cat([z, d], dim=-1).float())
-        actions.append(action)
-        outputs.append(d)
+    action = policy.act(features[0])
+    now = _imagined(model, z, action, *model.step(z, action, is_first, state))
+    features, actions, outputs = [*features, now.features], [now.action], [now.d]
+    for _ in range(horizon - 1):
+        now = step(model, policy, now.features, now.z, now.state)
+        features.append(now.features)
+        actions.append(now.action)
+        outputs.append(now.d)
     reward, termination = model.predict_outcome(torch.stack(outputs, dim=1))
     cont = (termination <= 0).float()
     before = torch.cat([torch.ones_like(cont[:, :1]), cont[:, :-1]], dim=1)

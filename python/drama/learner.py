@@ -13,12 +13,22 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from drama.agent.actor_critic import ActorCritic, Targets
 from drama.agent.ppo import minibatches
+from drama.compiling import Compiled, wants_compiling
 from drama.config import Config
 from drama.device import autocast, keep_freed_memory
-from drama.imagination import Start, Trajectory, imagine, observe, recorded_imagination, start_from
+from drama.imagination import (
+    Start,
+    Step,
+    Trajectory,
+    imagine,
+    imagine_step,
+    observe,
+    recorded_imagination,
+    start_from,
+)
 from drama.laprop import LaProp
 from drama.models.heads import TwoHot
-from drama.models.norm import batch_statistics
+from drama.models.norm import batch_statistics, fresh_statistics
 from drama.models.world_model import Batch, WorldModel
 from drama.recording import Recorded, uncached
 
@@ -60,6 +70,9 @@ class Learner:
             self.imagine = recorded_imagination(self.world_model, self.agent, config.train.horizon)
             self._descent = Recorded("world-model update", self._differentiated, difference)
             self._agent_descent = Recorded("agent update", uncached(self._differentiated_agent), difference)
+        self._imagine_step: Step = imagine_step
+        if wants_compiling(config, device):
+            self._imagine_step = Compiled("imagined step", imagine_step)
         self.autocast = autocast(config, device)
         train = config.train
         self._optimizers = {
@@ -83,17 +96,22 @@ class Learner:
             is_first=tensor("is_first"),
         )
 
-    def update_world_model(self, batch: Batch) -> dict[str, Tensor]:
-        """One step of the world model on real sequences; returns detached scalars, without waiting for the device."""
-        return self._step_world_model(batch)[0]
+    def update_world_model(self, batch: Batch, frames: Tensor | None = None) -> dict[str, Tensor]:
+        """One step of the world model on real sequences; returns detached scalars, without waiting for the device.
 
-    def update_together(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        Batch norm's statistics are then those of `frames[..., H, W, C]` uint8, or else means over past batches.
+        """
+        return self._step_world_model(batch, frames)[0]
+
+    def update_together(
+        self, batch: Batch, frames: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One step of the world model on real sequences, then one of the agent on trajectories that start inside them.
 
         The imagination starts after `train.context` steps at places that are drawn from all sequences, each at most
         once, with the latents that the world model has just learned from.
         """
-        scalars, z = self._step_world_model(batch)
+        scalars, z = self._step_world_model(batch, frames)
         train = self.config.train
         rows, length = z.shape[:2]
         places = length - train.context + 1
@@ -116,7 +134,7 @@ class Learner:
                 learning = self.world_model.kl(batch)
         return {"world_model/kl_acting": acting.item(), "world_model/kl_learning": learning.item()}
 
-    def _step_world_model(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+    def _step_world_model(self, batch: Batch, frames: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
         """One step of the world model: its scalars, and the latents of the batch."""
         if limit := self.config.train.shift:
             batch = batch._replace(obs=shifted(batch.obs, limit))
@@ -127,7 +145,12 @@ class Learner:
             parameter.grad = gradient
         losses = {name: value.clone() for name, value in descent.losses.items()}  # the next update may overwrite them
         assert descent.z is not None
-        return losses | {"gradient_norm": self._optimizers["world_model"].step()}, descent.z
+        losses["gradient_norm"] = self._optimizers["world_model"].step()
+        if frames is not None:
+            model = self.world_model
+            with torch.no_grad(), self.autocast, fresh_statistics(model):
+                model.decode(model.sample(model.encode(frames)))
+        return losses, descent.z
 
     def _differentiated(self, batch: Batch) -> Descent:
         """Losses and gradients of the world model."""
@@ -156,7 +179,7 @@ class Learner:
 
     def _imagined(self, start: Start) -> Trajectory:
         """`imagine` with this learner's networks."""
-        return imagine(self.world_model, self.agent, start, self.config.train.horizon)
+        return imagine(self.world_model, self.agent, start, self.config.train.horizon, self._imagine_step)
 
     def _descend(self, targets: Targets) -> dict[str, Tensor]:
         """One gradient step of the agent."""

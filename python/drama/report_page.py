@@ -30,12 +30,21 @@ SCALARS = {
     "world_model/reward": "reward prediction (nats)",
     "world_model/termination": "termination prediction (nats)",
     "world_model/kl": "KL posterior to prior (nats)",
+    "world_model/kl_learning": "KL with a batch's own statistics (nats)",
+    "world_model/kl_acting": "KL with the statistics of acting (nats)",
     "agent/policy": "policy loss",
     "agent/critic": "critic loss (nats)",
     "agent/entropy": "policy entropy (nats)",
     "agent/return": "imagined return",
 }
-LOGARITHMIC = ("world_model/reconstruction", "world_model/reward", "world_model/termination", "world_model/kl")
+LOGARITHMIC = (
+    "world_model/reconstruction",
+    "world_model/reward",
+    "world_model/termination",
+    "world_model/kl",
+    "world_model/kl_learning",
+    "world_model/kl_acting",
+)
 MARKS = {"verified": "", "second-hand": "²", "unverified": "?"}
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#1b1b1b;background:#fff}
@@ -139,8 +148,8 @@ def _learning_curve(game: str, runs: list[Run]) -> Figure:
 
 
 def _losses(runs: list[Run]) -> Figure:
-    figure = Figure(figsize=(12, 5.5), layout="constrained")
-    for axes, (name, title) in zip(figure.subplots(2, 4).flat, SCALARS.items(), strict=True):
+    figure = Figure(figsize=(14, 5.5), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(2, 5).flat, SCALARS.items(), strict=True):
         for (setting, members), colour in zip(_by_setting(runs).items(), COLOURS * len(runs), strict=False):
             for i, run in enumerate(members):
                 if name in run.scalars:

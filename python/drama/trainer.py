@@ -220,13 +220,16 @@ class Trainer:
             self.learner.start_from_frames(self._replay.sample(256, 1, sampler=Uniform())["obs"])
         sequences, starts = self._samplers
         batch = self._sample("sequences", train.batch_size, train.batch_length, sequences)
+        frames: Tensor | None = None
         agent: dict[str, Tensor] = {}
+        if train.statistics_frames:
+            frames = self._sample("frames", train.statistics_frames, 1, Uniform()).obs
         if self.step < train.agent_start:
-            world_model = self.learner.update_world_model(batch)
+            world_model = self.learner.update_world_model(batch, frames)
         elif train.imagine_from == "batch":
-            world_model, agent = self.learner.update_together(batch)
+            world_model, agent = self.learner.update_together(batch, frames)
         else:
-            world_model = self.learner.update_world_model(batch)
+            world_model = self.learner.update_world_model(batch, frames)
             agent = self.learner.update_agent(self._sample("starts", train.imagination_batch, train.context, starts))
         self._updates += 1
         self._summed += 1

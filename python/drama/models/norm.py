@@ -41,6 +41,20 @@ def batch_norms(module: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:
 
 
 @contextmanager
+def fresh_statistics(module: nn.Module) -> Iterator[None]:
+    """Let the batch norms of a module in evaluation mode take their statistics from what they are given, for good."""
+    norms = batch_norms(module)
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.training, norm.momentum = True, 1.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.training, norm.momentum = False, momentum
+
+
+@contextmanager
 def batch_statistics(module: nn.Module) -> Iterator[None]:
     """Let the batch norms of a module in evaluation mode use the statistics of what they are given, and keep none."""
     norms = batch_norms(module)

@@ -62,8 +62,6 @@ class WorldModel(nn.Module):
         self.reward = mlp(self.width, config.head_units, 1, config.bins, output_scale=0.0)
         self.termination = mlp(self.width, config.head_units, 1, 1)
         self.two_hot = TwoHot(config.bins, config.bin_limit, config.two_hot_mean)
-        for part in batch_norms(self):
-            part.momentum = config.norm_momentum
 
     @property
     def features(self) -> int:
@@ -77,7 +75,8 @@ class WorldModel(nn.Module):
         return self._log_probs(logits.reshape(*features.shape[:-1], self.latents))
 
     def _features(self, obs: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or self.training or obs.device.type != "cpu":
+        statistics = any(norm.training for norm in batch_norms(self.encoder))  # these are of all frames together
+        if torch.is_grad_enabled() or statistics or obs.device.type != "cpu":
             return self.encoder(obs)
         frames = obs.flatten(0, -4)  # in parts whose activations stay in the cache: up to twice as fast
         return torch.cat([self.encoder(part) for part in frames.split(ENCODED_AT_ONCE)]).unflatten(0, obs.shape[:-3])

@@ -208,6 +208,10 @@ def advance(
     """
     batch, heads, headdim, size = ssm.shape
     groups = b.shape[1]
+    if torch.compiler.is_compiling():  # it makes one pass of this
+        b_heads, c_heads = (part.repeat_interleave(heads // groups, 1)[:, :, None] for part in (b, c))
+        new = ssm * decay[..., None, None] + inputs[..., None] * b_heads
+        return (new * c_heads).sum(-1), new
     if torch.is_grad_enabled():
         b_heads = b.repeat_interleave(heads // groups, 1)[:, :, None]
         new = torch.addcmul(ssm * decay[..., None, None], inputs[..., None], b_heads)
