@@ -25,19 +25,11 @@ from drama.models.vision import to_unit
 from drama.models.world_model import Batch
 from drama.replay import DynamicFrequency, ReplayBuffer
 from drama.trainer import random_play
-from learning import replaced
+from learning import chosen
 
 LOSSES = ("reconstruction", "moving", "reward", "kl")
 LENGTH = 32
 """Rows of the sequences that losses are measured on."""
-
-
-def chosen(config: Config, options: str) -> Config:
-    """`config` with the options `name=value,name=value`."""
-    for option in filter(None, options.split(",")):
-        name, value = option.split("=")
-        config = replaced(config, name.split("."), json.loads(value))
-    return config
 
 
 def split(buffer: ReplayBuffer, rows: int) -> ReplayBuffer:

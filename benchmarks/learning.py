@@ -60,6 +60,14 @@ def replaced(config: Any, path: list[str], value: Any) -> Any:
     return dataclasses.replace(config, **{path[0]: value})
 
 
+def chosen(config: Config, options: str) -> Config:
+    """`config` with the options `name=value,name=value`."""
+    for option in filter(None, options.split(",")):
+        name, value = option.split("=")
+        config = replaced(config, name.split("."), json.loads(value))
+    return config
+
+
 TASKS = {
     "catch": Task("Catch", steps=2000, minutes=3, bound=0.8, options={"agent.entropy": 3e-3}),
     # An imagination must begin with the cue in its memory, or reach the question from it.

@@ -5,7 +5,9 @@ where the part is trained. A step of the environment comes with `1 / train_every
 prints instead which share of both updates' time (the operators' own, on the CPU) convolutions and matrix products take,
 and what takes the rest. `--peer` compares both updates with those of sheeprl's DreamerV3 (dependency group `peers`) at
 the same frames, batch, starts, horizon and precision, in turns on the CPU; `--compile` compares the world-model update
-with one whose loss `torch.compile` has compiled.
+with one whose loss `torch.compile` has compiled. `--against REV` measures the parts in turns with those of another
+commit of this repository, each in a process of its own; `--set` gives an option another value here, such as the batch
+size that the other commit has.
 """
 
 from __future__ import annotations
@@ -13,9 +15,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,14 +33,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from drama.agent.player import Player
 from drama.config import PRESETS, Config, preset
-from drama.cost import median_milliseconds
+from drama.cost import agent_update, median_milliseconds
 from drama.device import resolve_device, resolve_precision
 from drama.envs import make_env
-from drama.imagination import observe
+from drama.imagination import observe, start_from
 from drama.learner import Learner
 from drama.models.world_model import Batch
 from drama.replay import DynamicFrequency
 from drama.trainer import random_play
+from learning import chosen
 from timing import Row, compare, show
 
 ROWS = 2000
@@ -50,7 +60,7 @@ class Setting:
     def update(self) -> None:
         """Both updates."""
         self.learner.update_world_model(self.batch)
-        self.learner.update_agent(self.context)
+        agent_update(self.learner)(self.context)
 
 
 def setting(config: Config) -> Setting:
@@ -60,11 +70,11 @@ def setting(config: Config) -> Setting:
     dfs = DynamicFrequency(temperature=train.dfs_temperature, ratio=train.batch_size / train.imagination_batch)
     channels = 1 if config.env.grayscale else 3
     learner = Learner(config, channels, int(make_env("Pong", config.env).action_space.n), resolve_device("auto"))
-    return Setting(
-        learner,
-        learner.to_batch(buffer.sample(train.batch_size, train.batch_length, sampler=dfs.world_model)),
-        learner.to_batch(buffer.sample(train.imagination_batch, train.context, sampler=dfs.imagination)),
-    )
+    batch = learner.to_batch(buffer.sample(train.batch_size, train.batch_length, sampler=dfs.world_model))
+    if train.imagine_from == "batch":
+        return Setting(learner, batch, batch)
+    starts = buffer.sample(train.imagination_batch, train.context, sampler=dfs.imagination)
+    return Setting(learner, batch, learner.to_batch(starts))
 
 
 def profile_updates(config: Config, repeats: int) -> dict[str, float]:
@@ -93,8 +103,10 @@ def measure(config: Config, repeats: int) -> dict[str, float]:
     sequences = buffer.sample(train.batch_size, train.batch_length, sampler=dfs.world_model)
     starts = buffer.sample(train.imagination_batch, train.context, sampler=dfs.imagination)
     batch, context = learner.to_batch(sequences), learner.to_batch(starts)
+    within = train.imagine_from == "batch"
+    frames = batch.obs.flatten(0, 1)[: train.statistics_frames] if train.statistics_frames else None
     latents = torch.zeros(train.batch_size, train.batch_length, model.latents, device=device)
-    player = Player(model, learner.agent, num_envs=1)
+    player = Player(model, learner.agent, num_envs=1, record=train.cuda_graph)
 
     def trained(forward: Callable[[], torch.Tensor]) -> Callable[[], None]:
         def both() -> None:
@@ -108,7 +120,8 @@ def measure(config: Config, repeats: int) -> dict[str, float]:
 
     def replay() -> None:
         buffer.sample(train.batch_size, train.batch_length, sampler=dfs.world_model, out=sequences)
-        buffer.sample(train.imagination_batch, train.context, sampler=dfs.imagination, out=starts)
+        if not within:
+            buffer.sample(train.imagination_batch, train.context, sampler=dfs.imagination, out=starts)
 
     def act() -> None:
         with learner.autocast:
@@ -121,21 +134,25 @@ def measure(config: Config, repeats: int) -> dict[str, float]:
 
     with learner.autocast:
         start = observe(model, context.obs, context.action, context.is_first)
+        known = model.sample(model.encode(context.obs))
 
     def context_part() -> None:
         with learner.autocast:
-            observe(model, context.obs, context.action, context.is_first)
+            if within:
+                start_from(model, known, context.action, context.is_first)
+            else:
+                observe(model, context.obs, context.action, context.is_first)
 
     def imagination() -> None:
         with learner.autocast:
             learner.imagine(start)
 
     parts: dict[str, Callable[[], object]] = {
-        "world model update": lambda: learner.update_world_model(batch),
+        "world model update": lambda: learner.update_world_model(batch, frames),
         "  encoder": trained(lambda: model.encode(batch.obs)),
         "  decoder": trained(lambda: model.decode(latents)),
         "  sequence model": trained(lambda: model(latents, batch.action, batch.is_first)[0]),
-        "agent update": lambda: learner.update_agent(context),
+        "agent update": lambda: agent_update(learner)(batch if within else context),
         "  context": context_part,
         "  imagination": imagination,
         "replay": replay,
@@ -164,7 +181,7 @@ def beside_peer(config: Config, seconds: float) -> tuple[list[Row], dict[str, tu
     ours = "ours, bfloat16" if low else "ours, float32"
     updates: dict[str, Callable[[], object]] = {
         "world model": lambda: learner.update_world_model(with_batches.batch),
-        "behaviour": lambda: learner.update_agent(with_batches.context),
+        "behaviour": lambda: agent_update(learner)(with_batches.context),
     }
     table = compare(
         "world model",
@@ -215,6 +232,42 @@ def products(part: Callable[[], object]) -> float:
     return counter.get_total_flops() / 2
 
 
+def against(revision: str, preset_name: str, options: list[str], turns: int) -> None:
+    """Print the median milliseconds of each part at `revision` and here, and the median of their ratios."""
+    root = Path(__file__).resolve().parents[1]
+    times: dict[str, list[dict[str, float]]] = {revision: [], "here": []}
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        git = ["git", "-C", str(root), "worktree"]
+        subprocess.run([*git, "add", "--detach", "--quiet", str(tree), revision], check=True)
+        try:
+            for extension in (root / "python/drama").glob(
+                "_native*"
+            ):  # built once: the parts timed here use little of it
+                shutil.copy(extension, tree / "python/drama")
+            for _ in range(turns):
+                for name, where, given in ((revision, tree, []), ("here", root, options)):
+                    command = [
+                        sys.executable,
+                        str(where / "benchmarks/train_step.py"),
+                        "--json",
+                        "--preset",
+                        preset_name,
+                    ]
+                    environment = os.environ | {"PYTHONPATH": str(where / "python")}
+                    said = subprocess.run(
+                        [*command, *given], env=environment, stdout=subprocess.PIPE, check=True, text=True
+                    ).stdout
+                    times[name].append(json.loads(said))
+        finally:
+            subprocess.run([*git, "remove", "--force", str(tree)], check=True)
+    print(f"{'milliseconds, medians of ' + str(turns) + ' turns':32} {revision[:10]:>12} {'here':>12} {'ratio':>8}")
+    for part in (part for part in times["here"][0] if part in times[revision][0]):
+        before, now = ([turn[part] for turn in times[name]] for name in (revision, "here"))
+        ratio = statistics.median(b / a for a, b in zip(before, now, strict=True))
+        print(f"{part:32} {statistics.median(before):12.2f} {statistics.median(now):12.2f} {ratio:8.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
@@ -223,10 +276,19 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="shares of the updates' time by operator")
     parser.add_argument("--peer", action="store_true", help="beside sheeprl's DreamerV3; presets paper and cpu")
     parser.add_argument("--compile", action="store_true", help="the world-model update beside a compiled one")
+    parser.add_argument("--against", metavar="REV", help="the parts in turns with those of another commit")
+    parser.add_argument("--turns", type=int, default=5, help="with --against")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE,...", help="options of the config")
     parser.add_argument("--seconds", type=float, default=30, help="for each comparison")
     args = parser.parse_args()
+    if args.against:
+        against(args.against, args.preset, [f"--set={options}" for options in args.set], args.turns)
+        return
+    config = preset(args.preset)
+    for options in args.set:
+        config = chosen(config, options)
     if args.peer:
-        table, parameters = beside_peer(preset(args.preset), args.seconds)
+        table, parameters = beside_peer(config, args.seconds)
         if args.json:
             rows = [dataclasses.asdict(row) for row in table]
             print(json.dumps({"parameters": parameters, "rows": rows}, indent=2))
@@ -236,21 +298,21 @@ def main() -> None:
         show(table)
         return
     if args.compile:
-        table = beside_compiled(preset(args.preset), args.seconds)
+        table = beside_compiled(config, args.seconds)
         if args.json:
             print(json.dumps([dataclasses.asdict(row) for row in table], indent=2))
             return
         show(table)
         return
     if args.profile:
-        found = profile_updates(preset(args.preset), args.repeats)
+        found = profile_updates(config, args.repeats)
         if args.json:
             print(json.dumps(found, indent=2))
             return
         for name, value in found.items():
             print(f"{name:40} {100 * value:6.1f} %")
         return
-    times = measure(preset(args.preset), args.repeats)
+    times = measure(config, args.repeats)
     if args.json:
         print(json.dumps({name.strip(): value for name, value in times.items()}, indent=2))
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -281,3 +282,29 @@ def test_paper_holds_the_papers_numbers() -> None:
     assert model.reconstruction_scale == 1
     assert (model.dynamics_scale, model.representation_scale, model.free_bits) == (1.0, 0.1, 1.0)
     assert (model.bins, model.bin_limit, model.vision.output) == (255, 20, "sigmoid")
+
+
+@pytest.mark.parametrize(
+    ("given", "policy"), [({}, "passive"), ({"GOMP_SPINCOUNT": "9"}, None), ({"OMP_WAIT_POLICY": "active"}, "active")]
+)
+def test_threads_without_work_sleep_unless_the_user_says_otherwise(
+    given: dict[str, str], policy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before torch is loaded, as OpenMP reads it only then."""
+    seen: list[str | None] = []
+
+    class Watched:
+        def __getattr__(self, name: str) -> Callable[[list[str]], None]:
+            return lambda _: seen.append(os.environ.get("OMP_WAIT_POLICY"))
+
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "drama.commands", Watched())
+    monkeypatch.setattr("drama.commands", Watched(), raising=False)
+    with pytest.raises(SystemExit) as stop:
+        main(["games"])
+    os.environ.pop("OMP_WAIT_POLICY", None)
+    assert not stop.value.code
+    assert seen == [policy]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import torch
 
 from drama import checkpoint
 from drama.config import Config, EnvConfig, preset
+from drama.device import one_thread
 from drama.envs import make_env
 from drama.learner import Learner
 from drama.replay import ReplayBuffer, Uniform
@@ -165,7 +167,25 @@ def test_choices_of_the_method_change_a_run(debug: Config, tmp_path: Path, optio
 def test_the_agent_starts_when_it_is_told_to(debug: Config, tmp_path: Path) -> None:
     late = dataclasses.replace(debug, train=dataclasses.replace(debug.train, agent_start=90))
     lines = [line for line in train(late, tmp_path / "late") if line["event"] == "train"]
-    assert ["agent/loss" in line for line in lines if "world_model/loss" in line] == [False, True, True]
+    learned = [line for line in lines if "world_model/loss" in line]
+    assert ["agent/loss" in line for line in learned] == [False, True, True]
+    # Means are over the agent's updates alone: its first policies are almost uniform.
+    assert all(line["agent/entropy"] > 0.9 * math.log(6) for line in learned[1:])
+
+
+def test_threads_are_those_of_the_config(debug: Config, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    try:
+        trainer = Trainer(dataclasses.replace(debug, threads=2), tmp_path / "run")
+        trainer._envs.close()
+        assert torch.get_num_threads() == 2
+        with one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    with pytest.raises(ValueError, match="threads: -1 must not be negative"):
+        dataclasses.replace(debug, threads=-1).validate()
 
 
 def test_interrupt_saves_and_tells_how_to_go_on(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from drama.files import fsync_folder
 from drama.replay import ReplayBuffer
 
 KEEP = 2
-VERSION = 1
+VERSION = 2
 PARTS = {"learner", "player", "dfs", "updates", "returns", "lengths", "sums", "summed", "envs", "frames", "first"} | {
     "numpy_random",
     "torch_random",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -36,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args[0] == "--version":
         print(__version__)
         return
+    # Threads without work must sleep: in the loop in which they wait by default they take the cores of whatever runs
+    # beside, and two runs on one machine stand almost still. OpenMP reads this when torch is loaded.
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "passive"
     name, *rest = args
     if name not in COMMANDS:
         _fail(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; there are {', '.join(COMMANDS)}")

@@ -303,6 +303,8 @@ class Config:
     """Seed of everything random."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes CUDA where there is one."""
+    threads: int = 0
+    """Threads of the updates on a CPU; 0 leaves it to PyTorch: one for each core. Others round otherwise."""
     env: EnvConfig = field(default_factory=EnvConfig)
     world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
@@ -352,6 +354,7 @@ class Config:
         }
         not_negative = {
             "seed": self.seed,
+            "threads": self.threads,
             "train.shift": t.shift,
             "train.agent_start": t.agent_start,
             "train.statistics_frames": t.statistics_frames,

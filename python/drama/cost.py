@@ -25,7 +25,7 @@ def multiply_adds(config: Config, channels: int, actions: int) -> dict[str, floa
     """Multiply-adds of the matrix products and convolutions of one environment step: both updates and their sum.
 
     They are counted while one update of each kind runs on the least batch, and scaled up, as each is linear in the
-    batch; then divided by `train.train_every`. All passes of PPO are counted.
+    batch; then divided by `train.train_every`. All passes of PPO are counted, `train.statistics_frames` not.
     """
     t = config.train
     rows = 1 if t.batch_length > 1 else 2  # batch norm needs two frames
@@ -35,7 +35,7 @@ def multiply_adds(config: Config, channels: int, actions: int) -> dict[str, floa
         counts = {}
         for name, update, length, size in (
             ("world_model", learner.update_world_model, t.batch_length, t.batch_size),
-            ("agent", learner.update_agent, t.context, t.imagination_batch),
+            ("agent", agent_update(learner), t.context, t.imagination_batch),
         ):
             with FlopCounterMode(display=False) as counter:
                 update(_blank_batch(config, channels, rows, length, learner.device))
@@ -48,8 +48,11 @@ def milliseconds(config: Config, learner: Learner, env: gym.Env) -> dict[str, fl
     t, device = config.train, learner.device
     frame, _ = env.reset(seed=0)
     sequences = _blank_batch(config, frame.shape[-1], t.batch_size, t.batch_length, device)
-    starts = _blank_batch(config, frame.shape[-1], t.imagination_batch, t.context, device)
-    player = Player(learner.world_model, learner.agent, num_envs=1)
+    starts = sequences
+    if t.imagine_from == "replay":
+        starts = _blank_batch(config, frame.shape[-1], t.imagination_batch, t.context, device)
+    player = Player(learner.world_model, learner.agent, num_envs=1, record=t.cuda_graph)
+    frames = sequences.obs.flatten(0, 1)[: t.statistics_frames] if t.statistics_frames else None
 
     def act() -> None:
         with learner.autocast:
@@ -59,11 +62,25 @@ def milliseconds(config: Config, learner: Learner, env: gym.Env) -> dict[str, fl
             env.reset()
 
     times = {
-        "world_model": median_milliseconds(lambda: learner.update_world_model(sequences), device) / t.train_every,
-        "agent": median_milliseconds(lambda: learner.update_agent(starts), device) / t.train_every,
+        "world_model": median_milliseconds(lambda: learner.update_world_model(sequences, frames), device)
+        / t.train_every,
+        "agent": median_milliseconds(lambda: agent_update(learner)(starts), device) / t.train_every,
         "acting": median_milliseconds(act, device),
     }
     return times | {"sum": sum(times.values())}
+
+
+def agent_update(learner: Learner) -> Callable[[Batch], object]:
+    """The agent's update as the config has it: on contexts, or inside of sequences, whose latents are zero here."""
+    if learner.config.train.imagine_from == "replay":
+        return learner.update_agent
+
+    def within(batch: Batch) -> object:
+        return learner.update_agent_within(
+            batch, batch.reward.new_zeros(*batch.reward.shape, learner.world_model.latents)
+        )
+
+    return within
 
 
 def median_milliseconds(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,6 +36,20 @@ def autocast(config: Config, device: torch.device) -> torch.autocast:
     """The autocast context of a run; it does nothing for float32."""
     dtype = resolve_precision(config.train.precision, device)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Work that is too small to share: to wake a second thread for it takes longer, on a busy machine much longer."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def keep_freed_memory() -> None:

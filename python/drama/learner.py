@@ -106,12 +106,15 @@ class Learner:
     def update_together(
         self, batch: Batch, frames: Tensor | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """One step of the world model on real sequences, then one of the agent on trajectories that start inside them.
-
-        The imagination starts after `train.context` steps at places that are drawn from all sequences, each at most
-        once, with the latents that the world model has just learned from.
-        """
+        """`update_world_model`, then `update_agent_within` on the latents that it has learned from."""
         scalars, z = self._step_world_model(batch, frames)
+        return scalars, self.update_agent_within(batch, z)
+
+    def update_agent_within(self, batch: Batch, z: Tensor) -> dict[str, Tensor]:
+        """One step of actor and critic on trajectories imagined from inside sequences with latents `z[B, T, latents]`.
+
+        They start after `train.context` steps at `train.imagination_batch` places, drawn from all, each at most once.
+        """
         train = self.config.train
         rows, length = z.shape[:2]
         places = length - train.context + 1
@@ -120,7 +123,7 @@ class Learner:
         times = drawn.remainder(places)[:, None] + torch.arange(train.context, device=self.device)
         with self.autocast:
             start = start_from(self.world_model, z[row, times], batch.action[row, times], batch.is_first[row, times])
-        return scalars, self._update_agent(start)
+        return self._update_agent(start)
 
     @torch.no_grad()
     def kl_by_mode(self, batch: Batch) -> dict[str, float]:

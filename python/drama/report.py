@@ -19,7 +19,11 @@ from drama.config import Config
 from drama.scores import human_normalised, published_scores
 
 Curve = NDArray[np.float64]  # [N, 2]: step, value
-APART = {"game", "seed", "steps", "device", "preset"}  # these do not make another setting; nor does `log`
+APART = {"game", "seed", "steps", "device", "preset", "threads"} | {
+    "train.cuda_graph",
+    "train.compile",
+    "world_model.sequence.kernels",
+}  # these do not make another setting; nor does `log`
 BOOTSTRAPS = 2000
 
 

@@ -54,6 +54,8 @@ class Trainer:
         self.config = config
         self.run = run
         self.device = resolve_device(config.device)
+        if config.threads:
+            torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         self._random = np.random.default_rng(config.seed)
         train = config.train
@@ -75,7 +77,7 @@ class Trainer:
         self._returns = np.zeros(train.num_envs)
         self._lengths = np.zeros(train.num_envs, np.int64)
         self._sums: dict[str, Tensor] = {}
-        self._summed = 0
+        self._summed = {"world_model": 0, "agent": 0}
         self._memory: dict[str, tuple[dict[str, NDArray[Any]], torch.cuda.Event | None]] = {}
         self._stop = False
         self._recent: deque[float] = deque(maxlen=10)
@@ -232,8 +234,8 @@ class Trainer:
             world_model = self.learner.update_world_model(batch, frames)
             agent = self.learner.update_agent(self._sample("starts", train.imagination_batch, train.context, starts))
         self._updates += 1
-        self._summed += 1
         for part, values in (("world_model", world_model), ("agent", agent)):
+            self._summed[part] += bool(values)
             for name, value in values.items():
                 key = f"{part}/{name}"
                 self._sums[key] = self._sums[key] + value if key in self._sums else value
@@ -281,15 +283,17 @@ class Trainer:
     def _drain_sums(self) -> dict[str, float]:
         """The means of the update's scalars since the last call: the only wait for the device."""
         values = self._means()
-        self._sums, self._summed = {}, 0
+        self._sums, self._summed = {}, dict.fromkeys(self._summed, 0)
         self._refuse_infinite(values)
         return values
 
     def _means(self) -> dict[str, float]:
-        if not self._summed:
+        if not self._sums:
             return {}
-        means = (torch.stack([v.float() for v in self._sums.values()]) / self._summed).tolist()
-        return dict(zip(self._sums, means, strict=True))
+        sums = torch.stack([value.float() for value in self._sums.values()]).tolist()
+        return {
+            name: value / self._summed[name.partition("/")[0]] for name, value in zip(self._sums, sums, strict=True)
+        }
 
     def _refuse_infinite(self, values: dict[str, float]) -> None:
         """Raise FloatingPointError if a loss is not finite; it names the parts of the first such loss that are not."""

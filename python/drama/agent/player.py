@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from drama.agent.actor_critic import ActorCritic
+from drama.device import one_thread
 from drama.models.sequence.base import State
 from drama.models.world_model import WorldModel
 from drama.recording import Recorded, uncached
+
+FEW = 8
+"""Environments whose frames one thread encodes sooner than several do."""
 
 
 class Player:
@@ -42,7 +47,8 @@ class Player:
     def act(self, obs: NDArray[np.uint8], is_first: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Actions `[N]` for frames `obs[N, H, W, C]`; where `is_first[N]` the memory is dropped first."""
         frames, first = (torch.from_numpy(array).to(self._device) for array in (obs, is_first))
-        action, self._d, self._state = self._next(Seen(frames, first, self._d, self._state))
+        with one_thread() if len(obs) <= FEW else nullcontext():
+            action, self._d, self._state = self._next(Seen(frames, first, self._d, self._state))
         result: NDArray[np.int64] = action.cpu().numpy()
         return result
 
