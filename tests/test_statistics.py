@@ -68,7 +68,9 @@ def test_looking_at_both_changes_nothing(played: ReplayBuffer) -> None:
     batch = draw(learner, played)
     learner.update_world_model(batch)
     before = {name: value.clone() for name, value in learner.world_model.state_dict().items()}
+    random = torch.get_rng_state()
     learner.kl_by_mode(batch)
+    assert torch.equal(torch.get_rng_state(), random)
     torch.testing.assert_close(learner.world_model.state_dict(), before, rtol=0, atol=0)
     assert not any(part.training for part in learner.world_model.modules())
 

@@ -506,6 +506,9 @@ def _small() -> Config:
             sequence=dataclasses.replace(cpu.world_model.sequence, width=128),
             reconstruction_scale=32.0,
             motion_scale=0.0,
+            two_hot_mean="symlog",
+            bins=255,
+            bin_limit=20.0,
         ),
         agent=dataclasses.replace(cpu.agent, entropy=1e-3),
         train=dataclasses.replace(
@@ -514,7 +517,8 @@ def _small() -> Config:
             start_step=500,
             train_every=2,
             batch_length=32,
-            dfs_temperature=2.5,  # for 4 sequences a step
+            dfs_temperature=10.0,
+            imagine_from="replay",
             imagination_batch=128,
             horizon=10,
             world_model_lr=1e-3,

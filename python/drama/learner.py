@@ -30,7 +30,7 @@ from drama.laprop import LaProp
 from drama.models.heads import TwoHot
 from drama.models.norm import batch_statistics, fresh_statistics
 from drama.models.world_model import Batch, WorldModel
-from drama.recording import Recorded, uncached
+from drama.recording import Recorded
 
 
 class Descent(NamedTuple):
@@ -69,7 +69,7 @@ class Learner:
         if device.type == "cuda" and config.train.cuda_graph:
             self.imagine = recorded_imagination(self.world_model, self.agent, config.train.horizon)
             self._descent = Recorded("world-model update", self._differentiated, difference)
-            self._agent_descent = Recorded("agent update", uncached(self._differentiated_agent), difference)
+            self._agent_descent = Recorded("agent update", self._differentiated_agent, difference)
         self._imagine_step: Step = imagine_step
         if wants_compiling(config, device):
             self._imagine_step = Compiled("imagined step", imagine_step)
@@ -129,9 +129,10 @@ class Learner:
     def kl_by_mode(self, batch: Batch) -> dict[str, float]:
         """The KL of one batch with the statistics that the agent acts and imagines on, and with the batch's own.
 
-        Far apart, what acts is not what learned (docs/metrics.md). Changes nothing; waits for the device.
+        Far apart, what acts is not what learned (docs/metrics.md). Changes nothing, random numbers included; waits for
+        the device.
         """
-        with self.autocast:
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), self.autocast:
             acting = self.world_model.kl(batch)
             with batch_statistics(self.world_model):
                 learning = self.world_model.kl(batch)
@@ -186,9 +187,7 @@ class Learner:
 
     def _descend(self, targets: Targets) -> dict[str, Tensor]:
         """One gradient step of the agent."""
-        # An autocast apart from the rollout's: older torch would reuse the weights that it cast there without gradient.
-        with self.autocast:
-            descent = self._agent_descent(targets)
+        descent = self._agent_descent(targets)
         for parameter, gradient in zip(self.agent.parameters(), descent.gradients, strict=True):
             parameter.grad = gradient
         losses = {name: value.clone() for name, value in descent.losses.items()}
@@ -197,7 +196,9 @@ class Learner:
     def _differentiated_agent(self, targets: Targets) -> Descent:
         """Losses and gradients of actor and critic."""
         self._optimizers["agent"].zero_grad()
-        losses = self.agent.loss(targets)
+        # An autocast apart from the rollout's: older torch would reuse the weights that it cast there without gradient.
+        with self.autocast:
+            losses = self.agent.loss(targets)
         losses["loss"].backward()
         losses = {name: value.detach() for name, value in losses.items()}
         return Descent(losses, [p.grad for p in self.agent.parameters()])

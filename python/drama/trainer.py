@@ -79,6 +79,7 @@ class Trainer:
         self._sums: dict[str, Tensor] = {}
         self._summed = {"world_model": 0, "agent": 0}
         self._memory: dict[str, tuple[dict[str, NDArray[Any]], torch.cuda.Event | None]] = {}
+        self._batch: Batch | None = None  # the last that was learned from
         self._stop = False
         self._recent: deque[float] = deque(maxlen=10)
         self._clock = (time.perf_counter(), 0)
@@ -221,7 +222,7 @@ class Trainer:
         if self._updates == 0:
             self.learner.start_from_frames(self._replay.sample(256, 1, sampler=Uniform())["obs"])
         sequences, starts = self._samplers
-        batch = self._sample("sequences", train.batch_size, train.batch_length, sequences)
+        batch = self._batch = self._sample("sequences", train.batch_size, train.batch_length, sequences)
         frames: Tensor | None = None
         agent: dict[str, Tensor] = {}
         if train.statistics_frames:
@@ -267,10 +268,8 @@ class Trainer:
             now = time.perf_counter()
             values["steps_per_second"] = (self.step - at) / (now - began)
             values["replay_fill"] = len(self._replay) / self._replay.capacity
-            if self._updates:
-                train = self.config.train
-                batch = self._sample("sequences", train.batch_size, train.batch_length, Uniform())
-                values |= self.learner.kl_by_mode(batch)
+            if self._batch is not None:
+                values |= self.learner.kl_by_mode(self._batch)
             self._clock = (now, self.step)
             self._metrics.write("train", self.step, values)
             recent = {"episode_return": float(np.mean(self._recent))} if self._recent else {}
