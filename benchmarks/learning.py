@@ -70,13 +70,14 @@ def chosen(config: Config, options: str) -> Config:
 
 TASKS = {
     "catch": Task("Catch", steps=2000, minutes=3, bound=0.8, options={"agent.entropy": 3e-3}),
-    # An imagination must begin with the cue in its memory, or reach the question from it.
+    # An imagination must begin with the cue in its memory, or reach the question from it. A policy that settles on one
+    # answer before the model knows which is right never learns of the other: it starts late, and keeps more entropy.
     "recall": Task(
         "Recall",
         steps=3000,
         minutes=8,
         bound=0.8,
-        options={"train.context": 25, "train.batch_length": 48, "agent.entropy": 3e-3},
+        options={"train.context": 25, "train.batch_length": 48, "agent.entropy": 1e-2, "train.agent_start": 1500},
     ),
     "doorway": Task(
         "Doorway",

@@ -62,7 +62,7 @@ def test_each_policy_option_learns_a_bandit(policy: str, monkeypatch: pytest.Mon
     config = dataclasses.replace(base, agent=agent, train=dataclasses.replace(base.train, agent_lr=1e-2))
     learner = Learner(config, channels=1, actions=3, device=torch.device("cpu"))
 
-    def pays_for_action_0(model: object, actor: object, start: object, horizon: int) -> Trajectory:  # noqa: ARG001
+    def pays_for_action_0(model: object, actor: object, start: object, horizon: int, step: object) -> Trajectory:  # noqa: ARG001
         features = torch.randn(16, horizon + 1, learner.world_model.features)
         action = learner.agent.act(features[:, :-1].flatten(0, 1)).unflatten(0, (16, horizon))
         ones = torch.ones(16, horizon)

@@ -506,9 +506,6 @@ def _small() -> Config:
             sequence=dataclasses.replace(cpu.world_model.sequence, width=128),
             reconstruction_scale=32.0,
             motion_scale=0.0,
-            two_hot_mean="symlog",
-            bins=255,
-            bin_limit=20.0,
         ),
         agent=dataclasses.replace(cpu.agent, entropy=1e-3),
         train=dataclasses.replace(
