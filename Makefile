@@ -43,7 +43,7 @@ $(VENV)/.dev: $(VENV)/.built
 build: $(VENV)/.built
 
 demo: $(VENV)/.built
-	$(BIN)/drama train Pong --preset cpu --steps $(DEMO_STEPS) --run $(RUN)
+	$(BIN)/drama train Pong --preset cpu --steps $(DEMO_STEPS) --train.agent-start 2500 --run $(RUN)
 
 test: test-rust test-python
 
