@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from drama.config import PRESETS, Config, preset
-from drama.device import resolve_device
 from drama.envs import make_env
-from drama.learner import Learner
 from drama.models.losses import reconstruction_losses
 from drama.models.vision import to_unit
 from drama.models.world_model import Batch
 from drama.replay import DynamicFrequency, ReplayBuffer
-from drama.trainer import random_play
+from drama.runtime.device import resolve_device
+from drama.training.learner import Learner
+from drama.training.trainer import random_play
 from learning import chosen
 
 LOSSES = ("reconstruction", "moving", "reward", "kl")

@@ -28,8 +28,8 @@ from scipy.stats import t as student
 
 from drama.config import Config, preset
 from drama.envs import make_env
-from drama.evaluation import evaluate
-from drama.trainer import Trainer
+from drama.results.evaluation import evaluate
+from drama.training.trainer import Trainer
 
 EPISODES = 100
 EVALUATION_SEED = 1_000_000

@@ -31,16 +31,16 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from drama.agent.imagination import observe, start_from
 from drama.agent.player import Player
 from drama.config import PRESETS, Config, preset
-from drama.cost import agent_update, median_milliseconds
-from drama.device import resolve_device, resolve_precision
 from drama.envs import make_env
-from drama.imagination import observe, start_from
-from drama.learner import Learner
 from drama.models.world_model import Batch
 from drama.replay import DynamicFrequency
-from drama.trainer import random_play
+from drama.results.cost import agent_update, median_milliseconds
+from drama.runtime.device import resolve_device, resolve_precision
+from drama.training.learner import Learner
+from drama.training.trainer import random_play
 from learning import chosen
 from timing import Row, compare, show
 

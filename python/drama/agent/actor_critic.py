@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from drama.agent.imagination import Trajectory
 from drama.agent.normalize import ReturnScale, RunningNorm
 from drama.agent.ppo import approximate_kl, clipped_loss
 from drama.agent.returns import lambda_return
 from drama.config import AgentConfig
-from drama.imagination import Trajectory
 from drama.models import latent
 from drama.models.heads import TwoHot, mlp
 

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from drama.agent.actor_critic import ActorCritic
-from drama.device import one_thread
 from drama.models.sequence.base import State
 from drama.models.world_model import WorldModel
-from drama.recording import Recorded, uncached
+from drama.runtime.device import one_thread
+from drama.runtime.recording import Recorded, uncached
 
 FEW = 8
 """Environments whose frames one thread encodes sooner than several do."""

@@ -1,0 +1,373 @@
+"""The commands of `drama`. Each takes its arguments and returns the exit code; bad input raises ValueError."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import platform
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+import tyro
+
+from drama import __version__
+from drama.config import Config, preset
+from drama.envs import game_names, make_env
+from drama.results.cost import milliseconds, multiply_adds
+from drama.results.dream import dream_run
+from drama.results.evaluation import evaluate_run
+from drama.results.play import Dream, Window, frames_per_second, play_agent, play_dream, watch
+from drama.runtime.device import resolve_device, resolve_precision
+from drama.training import checkpoint
+from drama.training.learner import Learner
+from drama.training.metrics import encode_picture, encode_video
+from drama.training.pictures import dream_strip
+from drama.training.progress import ProgressDisplay
+from drama.training.trainer import Trainer, make_replay
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TrainArgs(Config):
+    """Train an agent on an Atari game. `drama train --resume RUN` goes on with a run instead.
+
+    Every field of the config is an option; the preset gives the values that are not named.
+    """
+
+    game: tyro.conf.Positional[str] = "Pong"
+    run: Path | None = None
+    """Folder of the run, which must not exist; by default runs/GAME-PRESET-seedN."""
+
+
+@dataclass(frozen=True)
+class ResumeArgs:
+    """Go on with a run from its last checkpoint."""
+
+    resume: Path
+    """Folder of the run."""
+    steps: int | None = None
+    """Train up to this step instead of the config's."""
+
+
+@dataclass(frozen=True)
+class EvalArgs:
+    """Play episodes with a checkpoint of a run; writes evaluation-….json, named by all settings, into its folder."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    episodes: int = 100
+    """Number of episodes."""
+    protocol: Literal["standard", "paper"] | None = None
+    """`standard`: up to 30 no-ops at reset, sampled actions. `paper`: no no-ops, greedy. By default the run's own."""
+    greedy: bool | None = None
+    """Most probable actions instead of samples; by default as the protocol says."""
+    checkpoint: int | None = None
+    """Step of the checkpoint; by default the last."""
+    seed: int = 1_000_000
+    """Seed of the environments and of the sampling."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    json: bool = False
+    """Print the whole result as JSON."""
+
+
+@dataclass(frozen=True)
+class DreamArgs:
+    """Write a video: real frames above, the world model's reconstruction, its open-loop dream below."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    out: Path | None = None
+    """The file to write, .gif, .mp4 or .png (eight moments); by default dream.gif in the run's folder."""
+    steps: int = 64
+    """Frames of the video."""
+    context: int = 8
+    """Real frames that the dream starts from."""
+    skip: int = 60
+    """Steps played before the first frame."""
+    seed: int = 0
+    """Seed of the environment and of the sampling."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+@dataclass(frozen=True)
+class ReportArgs:
+    """Write a page with the curves, scores, losses and dreams of runs, beside published scores."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of the runs; those of one game and config are seeds of one curve."""
+    out: Path = Path("report")
+    """Folder for index.html, its pictures, scores.csv and report.json."""
+
+
+@dataclass(frozen=True)
+class PlayArgs:
+    """Watch the agent of a run in a window or record it; with --dream, play inside its world model yourself."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    dream: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Play in the world model: arrows and space act, R starts again, P pauses, Esc or Q quits."""
+    out: Path | None = None
+    """Record the agent into this file, .mp4 or .gif, instead of opening a window."""
+    speed: float = 1.0
+    """1 is the speed of the real game."""
+    episodes: int = 1
+    """Episodes to watch."""
+    greedy: bool | None = None
+    """Most probable actions instead of samples; by default as the run's protocol says."""
+    seed: int = 0
+    """Seed of the game and of the sampling."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+@dataclass(frozen=True)
+class InfoArgs(Config):
+    """Show parameter counts per part, cost of a step, memory of the replay, device and versions for a configuration."""
+
+    game: tyro.conf.Positional[str] = "Pong"
+    measure: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Run a few updates and show the milliseconds of a step on this machine."""
+    json: bool = False
+    """Print JSON."""
+
+
+def train(args: Sequence[str]) -> int:
+    """`drama train`."""
+    if any(arg == "--resume" or arg.startswith("--resume=") for arg in args):
+        resume = _parse(ResumeArgs, args, "train")
+        trainer = Trainer.resume(resume.resume, steps=resume.steps)
+        print(f"going on with {trainer.run} at step {trainer.step}")
+    else:
+        parsed = _parse(TrainArgs, args, "train", _defaults(TrainArgs, args))
+        config = _config(parsed)
+        run = parsed.run or Path("runs") / f"{config.game.lower()}-{config.preset}-seed{config.seed}"
+        trainer = Trainer(config, run)
+    run, config = trainer.run, trainer.config
+    # What TensorBoard's thread fails to write is told here, by the next write, in one line instead of a traceback.
+    threading.excepthook = lambda failure: None if failure.exc_type is OSError else threading.__excepthook__(failure)
+    with ProgressDisplay(config.steps, trainer.step) as display:
+        finished = trainer.train(display)
+    if not finished:
+        print(f"stopped at step {trainer.step}; `drama train --resume {run}` goes on")
+        return 130
+    if config.log.eval_episodes:
+        _print_evaluation(evaluate_run(run, episodes=config.log.eval_episodes, device=config.device))
+    _write_dream(DreamArgs(run, device=config.device))
+    print(
+        f"results: {run}/\n"
+        f"  drama eval {run}             more episodes\n"
+        f"  drama dream {run}            another dream, see --help\n"
+        f"  drama train --resume {run} --steps {2 * config.steps}   train on\n"
+        f"  tensorboard --logdir {run}   curves and dreams"
+    )
+    return 0
+
+
+def eval(args: Sequence[str]) -> int:
+    """`drama eval`."""
+    parsed = _parse(EvalArgs, args, "eval")
+    result = evaluate_run(
+        parsed.run,
+        episodes=parsed.episodes,
+        protocol=parsed.protocol,
+        greedy=parsed.greedy,
+        step=parsed.checkpoint,
+        seed=parsed.seed,
+        device=parsed.device,
+    )
+    if parsed.json:
+        print(json.dumps(result, indent=2))
+    else:
+        _print_evaluation(result)
+    return 0
+
+
+def dream(args: Sequence[str]) -> int:
+    """`drama dream`."""
+    _write_dream(_parse(DreamArgs, args, "dream"))
+    return 0
+
+
+def report(args: Sequence[str]) -> int:
+    """`drama report`."""
+    parsed = _parse(ReportArgs, args, "report")
+    if not parsed.runs:
+        raise ValueError("runs: name at least one run folder")
+    from drama.results.page import write_report
+    from drama.results.report import make_report  # these need the extra `report`
+
+    content = make_report(parsed.runs)
+    page = write_report(content, parsed.out)
+    for note in content.notes:
+        print(f"note: {note}")
+    print(f"report: {page}")
+    return 0
+
+
+def play(args: Sequence[str]) -> int:
+    """`drama play`."""
+    parsed = _parse(PlayArgs, args, "play")
+    if parsed.dream and parsed.out:
+        raise ValueError("out: a dream is played by a person; `drama dream` writes a video of one without")
+    if parsed.out and parsed.out.suffix not in (".gif", ".mp4"):
+        raise ValueError(f"out: {parsed.out} must end in .gif or .mp4")
+    for name, value, least in (("episodes", parsed.episodes, 1), ("seed", parsed.seed, 0)):
+        if value < least:
+            raise ValueError(f"{name}: {value} must be at least {least}")
+    checkpoint.latest(parsed.run)
+    fps = frames_per_second(Config.load(parsed.run / "config.json"), parsed.speed)
+    if parsed.dream:
+        world = Dream(parsed.run, seed=parsed.seed, device=parsed.device)
+        with Window(f"{world.config.game}, dreamt") as window:
+            play_dream(world, window, fps)
+        print(f"score {world.score:.1f} after {world.steps} dreamt steps")
+        return 0
+    steps = watch(parsed.run, episodes=parsed.episodes, greedy=parsed.greedy, seed=parsed.seed, device=parsed.device)
+    if parsed.out is None:
+        with Window(str(parsed.run)) as window:
+            play_agent(steps, window, fps)
+        return 0
+    scores: dict[int, float] = {}
+    pictures = []
+    for played in steps:
+        pictures.append(played.picture)
+        scores[played.episode] = played.score
+    parsed.out.write_bytes(encode_video(np.stack(pictures), parsed.out.suffix, fps=fps))
+    print(f"scores: {', '.join(f'{score:g}' for score in scores.values())}\nrecording: {parsed.out}")
+    return 0
+
+
+def info(args: Sequence[str]) -> int:
+    """`drama info`."""
+    parsed = _parse(InfoArgs, args, "info", _defaults(InfoArgs, args))
+    facts = describe(_config(parsed), measure=parsed.measure)
+    if parsed.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    print(f"{facts['game']}, preset {facts['preset']}, {facts['actions']} actions\n")
+    for network in ("world_model", "agent"):
+        counts = facts["parameters"][network]
+        print(f"{network.replace('_', ' ')}: {sum(counts.values()):,} parameters")
+        for part, count in counts.items():
+            print(f"  {part:12} {count:>12,}")
+    print("\na step of the environment, with its share of the updates:")
+    for quantity, unit, scale in (("multiply_adds", "G multiply-adds", 1e9), ("milliseconds", "ms", 1)):
+        if facts[quantity] is not None:
+            each = ", ".join(
+                f"{name.replace('_', ' ')} {value / scale:,.2f}" for name, value in facts[quantity].items()
+            )
+            print(f"  {unit}: {each}")
+    print(f"\nreplay: {facts['replay_bytes'] / 1e6:,.0f} MB for {facts['replay_rows']:,} rows")
+    print(f"device: {facts['device']}, {facts['precision']}, {facts['threads']} threads")
+    print("versions: " + ", ".join(f"{name} {number}" for name, number in facts["versions"].items()))
+    return 0
+
+
+def games(args: Sequence[str]) -> int:
+    """`drama games`."""
+    if args:
+        raise ValueError(f"drama games takes no arguments, got {' '.join(args)}")
+    print("\n".join(game_names()))
+    return 0
+
+
+def describe(config: Config, *, measure: bool = False) -> dict[str, Any]:
+    """The facts that `drama info` shows; `milliseconds` is None unless they are to be measured."""
+    config.validate()
+    device = resolve_device(config.device)
+    env = make_env(config.game, config.env)
+    shape = env.observation_space.shape
+    assert shape is not None
+    actions = int(env.action_space.n)
+    learner = Learner(config, shape[-1], actions, device)
+    replay = make_replay(config, shape)
+    packages = ("numpy", "torch", "gymnasium", "ale-py")
+    return {
+        "game": config.game,
+        "preset": config.preset,
+        "actions": actions,
+        "parameters": {
+            name: {
+                part: count
+                for part, module in network.named_children()
+                if (count := sum(p.numel() for p in module.parameters()))
+            }
+            for name, network in (("world_model", learner.world_model), ("agent", learner.agent))
+        },
+        "multiply_adds": multiply_adds(config, shape[-1], actions),
+        "milliseconds": milliseconds(config, learner, env) if measure else None,
+        "replay_rows": replay.capacity,
+        "replay_bytes": replay.nbytes,
+        "device": str(device),
+        "precision": str(resolve_precision(config.train.precision, device)).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "drama": __version__,
+            "python": platform.python_version(),
+            **{package: version(package) for package in packages},
+        },
+    }
+
+
+def _parse(cls: type[T], args: Sequence[str], command: str, default: Any = None) -> T:
+    """Parse into the dataclass `cls`; what the parser says of a mistake is folded into one line."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed: T = tyro.cli(cls, args=args, prog=f"drama {command}", default=default)
+            return parsed
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        lines = [line.strip("│╭╮╰╯─ ") for line in said.getvalue().splitlines()[1:]]
+        text = " ".join(" ".join(lines).split()).split(" For full helptext")[0]
+        raise ValueError(f"{text} (`drama {command} --help` shows all options)") from None
+
+
+def _defaults(cls: type[T], args: Sequence[str]) -> T:
+    """An instance of the Config subclass `cls` with the values of the preset that `args` names, the game missing."""
+    name = "paper"
+    for arg, following in zip(args, [*args, ""][1:], strict=True):
+        if arg.partition("=")[0] == "--preset":
+            name = arg.partition("=")[2] or following
+    base = preset(name)
+    values = {field.name: getattr(base, field.name) for field in dataclasses.fields(Config)}
+    return cls(**values | {"game": tyro.MISSING})
+
+
+def _config(parsed: Config) -> Config:
+    """The plain Config in a command's arguments."""
+    return Config(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(Config)})
+
+
+def _print_evaluation(result: dict[str, Any]) -> None:
+    score = result["human_normalised_mean"]
+    normalised = "" if score is None else f", human-normalised {score:.1%}"
+    print(
+        f"{result['game']} after {result['step']} steps: return {result['mean']:.1f} ± {result['std']:.1f}, median"
+        f" {result['median']:.1f} over {len(result['episodes'])} episodes{normalised}"
+        f" (protocol {result['protocol']}, {'greedy' if result['greedy'] else 'sampled'})\n{result['file']}"
+    )
+
+
+def _write_dream(args: DreamArgs) -> None:
+    out = args.out or args.run / "dream.gif"
+    if out.suffix not in (".gif", ".mp4", ".png"):
+        raise ValueError(f"out: {out} must end in .gif, .mp4 or .png")
+    video = dream_run(
+        args.run, steps=args.steps, context=args.context, skip=args.skip, seed=args.seed, device=args.device
+    )
+    out.write_bytes(encode_picture(dream_strip(video)) if out.suffix == ".png" else encode_video(video, out.suffix))
+    print(f"dream: {out}")

@@ -1,0 +1,84 @@
+"""The command `drama`: picks the command, and turns every mistake into one line and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from drama import __version__
+from drama.config import PRESETS, did_you_mean
+
+COMMANDS = {
+    "train": "train an agent on an Atari game, or go on with a run",
+    "eval": "play episodes with a trained agent and score them",
+    "dream": "write a video of what the world model sees and imagines",
+    "report": "write a page of curves, scores and dreams of runs, beside published scores",
+    "play": "show or record the agent, or play inside its world model",
+    "info": "show parameter counts, memory and versions",
+    "games": "list the games",
+}
+EXTRAS = {
+    "gymnasium": "atari",
+    "ale_py": "atari",
+    "matplotlib": "report",
+    "rliable": "report",
+    "pygame": "play",
+}  # what brings a missing module; `train` brings all others
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 when done, 2 on bad input, 130 when interrupted."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(_help())
+        return
+    if args[0] == "--version":
+        print(__version__)
+        return
+    # Threads without work must sleep: in the loop in which they wait by default they take the cores of whatever runs
+    # beside, and two runs on one machine stand almost still. OpenMP reads this when torch is loaded.
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+    name, *rest = args
+    if name not in COMMANDS:
+        _fail(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; there are {', '.join(COMMANDS)}")
+    try:
+        from drama.cli import commands
+
+        sys.exit(getattr(commands, name)(rest))
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module in ("", "drama"):
+            raise
+        _fail(f"{module} is not installed; `pip install 'drama-rl[{EXTRAS.get(module, 'train')}]'` brings it")
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (ValueError, FloatingPointError) as error:
+        _fail(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        print("drama: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    return "\n".join(
+        [
+            "usage: drama COMMAND ...",
+            "",
+            f"World-model reinforcement learning with Mamba-2 and a Rust replay buffer, version {__version__}.",
+            "",
+            "commands:",
+            *(f"  {name:{width}}  {text}" for name, text in COMMANDS.items()),
+            "",
+            "`drama COMMAND --help` shows the options of a command. To begin: drama train Pong --preset cpu",
+            f"Presets: {', '.join(PRESETS)}.",
+        ]
+    )
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"drama: error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,19 @@
+"""The replay buffer, the samplers that draw from it, and batches drawn ahead. Only `to_torch` needs torch."""
+
+from drama.replay.buffer import FieldSpec, ReplayBuffer
+from drama.replay.prefetch import Prefetcher, to_torch
+from drama.replay.samplers import Batch, DynamicFrequency, MostRecent, Prioritized, Sampler, Stack, Uniform
+
+__all__ = [
+    "Batch",
+    "DynamicFrequency",
+    "FieldSpec",
+    "MostRecent",
+    "Prefetcher",
+    "Prioritized",
+    "ReplayBuffer",
+    "Sampler",
+    "Stack",
+    "Uniform",
+    "to_torch",
+]

@@ -1,0 +1,309 @@
+"""Replay buffer of per-environment streams, and the samplers that draw sequences from it.
+
+Row `t` of a stream is `(o_t, a_t, r_t, terminated_t, truncated_t, is_first_t)`: the frame seen before acting, the
+action, and what came of it. Sequences are consecutive rows of one environment; they may run over the end of an
+episode, which `is_first` shows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from drama import _native
+from drama.replay.samplers import (
+    Array,
+    Batch,
+    NativeSampler,
+    Sampler,
+    Stack,
+    Uniform,
+    frames_of,
+)
+
+FieldSpec: TypeAlias = tuple[Sequence[int], npt.DTypeLike]
+
+_SAMPLERS = "Uniform(), MostRecent(), Prioritized() or a role of DynamicFrequency()"
+
+
+def _declared(name: str, spec: FieldSpec) -> tuple[list[int], str]:
+    """Shape and dtype of a field, as the native half takes them."""
+    if not isinstance(name, str):
+        raise TypeError(f"fields: got the name {name!r}, expected a str")
+    try:
+        shape, given = spec
+        sides = list(shape)
+    except (TypeError, ValueError):
+        raise TypeError(f'field "{name}": got {spec!r}, expected (shape, dtype) such as ((84, 84), np.uint8)') from None
+    try:
+        dtype = np.dtype(given)
+    except TypeError as error:
+        raise TypeError(f'field "{name}": dtype {given!r}: {error}') from None
+    if not dtype.isnative:
+        raise ValueError(f'field "{name}": dtype {dtype} is not supported, expected native byte order')
+    return sides, dtype.name
+
+
+class ReplayBuffer:
+    """Stores the last rows of `num_envs` streams and draws sequences from them.
+
+    Memory is taken as rows are written. All methods may be called from several threads.
+
+    With `storage` the rows lie in mapped files instead, for more data than there is memory. These files are working
+    memory, not a save: they have no name, and their room is free again when the buffer is gone or the process ends,
+    however it ends. All of that room is reserved at once, so that a disk that fills up later does not matter. A
+    forked process shares the rows rather than having a copy.
+
+    With `compress` each row of the fields named is compressed by itself (LZ4, lossless) when added, and decompressed
+    into the batch when drawn, by several threads for large batches. A row takes as much memory as it needs, which is
+    free again once it is overwritten; rows that do not get smaller are kept as they are.
+
+    Args:
+        capacity: rows to keep over all environments, rounded up to a multiple of `num_envs`.
+        fields: row shape and dtype by name. `terminated` and `truncated`, both `((), bool)`, are always there, as is
+            `is_first`, which is derived.
+        num_envs: number of streams.
+        seed: seed of the draws.
+        storage: a directory for the mapped files, created if need be; Linux and macOS only.
+        compress: names of the fields whose rows are compressed; not together with `storage`.
+
+    Raises:
+        ValueError: a size is not positive, a field has a reserved name or an unsupported dtype, or a field cannot be
+            compressed.
+        TypeError: a number is no integer, or `fields` is no mapping of names to shape and dtype.
+        OSError: `storage` cannot be written or has too little room.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        fields: Mapping[str, FieldSpec],
+        num_envs: int = 1,
+        seed: int = 0,
+        storage: str | os.PathLike[str] | None = None,
+        compress: Collection[str] = (),
+    ) -> None:
+        if not isinstance(fields, Mapping):
+            raise TypeError(f"fields: got {type(fields).__name__}, expected a mapping of names to (shape, dtype)")
+        declared = {name: _declared(name, spec) for name, spec in fields.items()}
+        if isinstance(compress, str) or not isinstance(compress, Collection) or not set(compress) <= set(fields):
+            raise ValueError(f"compress: got {compress!r}, expected names of declared fields ({', '.join(declared)})")
+        native_fields = [(name, dtype, shape, name in compress) for name, (shape, dtype) in declared.items()]
+        self.native = _native.Replay(capacity, native_fields, num_envs, seed, storage)
+
+    def add(self, *, envs: npt.NDArray[np.int64] | None = None, **columns: Array) -> None:
+        """Add one row to every environment, or to some.
+
+        Args:
+            envs: the different environments, int64 `[K]`, that the rows belong to; by default all in order.
+            columns: one C-contiguous array `[K, ...]` per field. `is_first` is optional: the first row of a
+                stream and each row after an episode's end are marked in any case.
+
+        Raises:
+            ValueError: a field is unknown or missing, an array has the wrong shape, dtype or order, or an environment
+                does not exist or is named twice; then nothing is added.
+        """
+        self.native.add(columns, envs)
+
+    def add_block(self, **columns: Array) -> None:
+        """Add T rows to every environment: as `add`, with arrays `[T, num_envs, ...]`."""
+        self.native.add_block(columns)
+
+    def set_final(self, *, envs: npt.NDArray[np.int64], **columns: Array) -> None:
+        """Keep what was seen after the last row of some environments, for `sample_transitions` to go on from.
+
+        It is kept until the row is overwritten.
+
+        Args:
+            envs: the different environments, int64 `[K]`. Their last row has ended an episode.
+            columns: one C-contiguous array `[K, ...]` for each field that is known, such as `obs`.
+
+        Raises:
+            ValueError: as `add`, or an episode goes on; then nothing is kept.
+        """
+        self.native.set_final(envs, columns)
+
+    def sample(
+        self,
+        batch_size: int,
+        length: int,
+        sampler: Sampler | None = None,
+        out: Batch | None = None,
+        within_episode: bool = False,
+        stack: Stack | None = None,
+    ) -> Batch:
+        """Draw `batch_size` sequences of `length` rows.
+
+        Args:
+            batch_size: number of sequences B.
+            length: rows of each sequence T.
+            sampler: how starts are chosen; by default uniformly, with replacement.
+            out: arrays to use again, such as an earlier batch of the same shape or pinned memory. Large batches are
+                drawn several times faster into memory that is there already.
+            within_episode: end a sequence with its episode or with the newest row. What is lacking is zero, and `mask`,
+                bool `[B, T]`, is true for the rows that are real. Every row is a start then.
+            stack: frames k by field: the field becomes `[B, T, k, ...]`, the last k frames of the episode up to each
+                row, oldest first, its first frame repeated where there are fewer. A start is not drawn once a frame of
+                its stack is overwritten.
+
+        Returns:
+            Arrays `[B, T, ...]` by field name, `indices` int64 `[B]` and `weights` float32 `[B]`.
+
+        Raises:
+            ValueError: there are too few starts, a size is out of range, or an array of `out` does not fit.
+            TypeError: an argument is of the wrong type.
+        """
+        options: dict[str, Any] = {}
+        if within_episode:
+            options["within_episode"] = True
+        if stack is not None:
+            options["stack"] = stack
+        if sampler is None:
+            sampler = Uniform()
+        elif isinstance(sampler, type) or not hasattr(sampler, "sample"):
+            raise TypeError(f"sampler: got {sampler!r}, expected {_SAMPLERS} or an object with a method `sample`")
+        return sampler.sample(self, batch_size, length, out, **options)
+
+    def sample_transitions(
+        self,
+        batch_size: int,
+        n_step: int = 1,
+        discount: float = 0.99,
+        sampler: NativeSampler | None = None,
+        out: Batch | None = None,
+        stack: Stack | None = None,
+        next_fields: Sequence[str] = ("obs",),
+    ) -> Batch:
+        """Draw `batch_size` transitions over `n_step` rows, or fewer where the episode ends.
+
+        What follows the last row is read from the next one; after a truncation it is what `set_final` was given, and
+        after a termination that, or zero. A row is no start where it is unknown, so rows before an episode truncated
+        without `set_final` and the newest rows of an episode under way are not drawn.
+
+        Args:
+            batch_size: number of transitions B.
+            n_step: rows of each, at most.
+            discount: factor of a reward one row later, from 0 to 1.
+            sampler: how starts are chosen, one of this module; by default uniformly, with replacement.
+            out: arrays to use again, as in `sample`.
+            stack: frames by field, as in `sample`.
+            next_fields: the fields wanted of what follows.
+
+        Returns:
+            Arrays `[B, ...]` by field name, of the first row, but `reward` the discounted sum (float32, or float64 if
+            stored so), `terminated` and `truncated` of the last row; `next_<field>` for each of `next_fields`;
+            `steps` int64 `[B]`, the rows k used; `discount` float32 `[B]`, `discount**k`, or 0 after a termination;
+            `indices` and `weights` as in `sample`.
+
+        Raises:
+            ValueError: there are too few starts, no field `reward`, a name is unknown, a number is out of range, or an
+                array of `out` does not fit.
+            TypeError: the sampler is not one of this module, or an argument is of the wrong type.
+        """
+        sampler = Uniform() if sampler is None else sampler
+        if not isinstance(sampler, NativeSampler):
+            raise TypeError(f"sampler: got {sampler!r}, expected {_SAMPLERS}")
+        if isinstance(next_fields, str) or not isinstance(next_fields, Collection):
+            raise TypeError(f"next_fields: got {next_fields!r}, expected a sequence of names")
+        frames = frames_of(stack, out)
+        return self.native.sample_transitions(
+            batch_size, n_step, discount, sampler.source, list(next_fields), frames, out
+        )
+
+    def gather(
+        self,
+        indices: npt.ArrayLike,
+        length: int,
+        out: Batch | None = None,
+        within_episode: bool = False,
+        stack: Stack | None = None,
+    ) -> Batch:
+        """Copy the sequences of `length` rows that start in the slots `indices`, `[B]`, into `out` as `sample` does.
+
+        Raises:
+            ValueError: `indices` are no integers `[B]`.
+            IndexError: a slot holds no row, fewer than `length` rows follow from it, or a frame to stack is gone.
+        """
+        slots = np.asarray(indices)
+        if slots.ndim != 1 or (slots.size and slots.dtype.kind not in "iu"):
+            raise ValueError(f"indices: got dtype {slots.dtype} and shape {slots.shape}, expected integers [B]")
+        frames = frames_of(stack, out)
+        return self.native.gather(slots.astype(np.int64, copy=False), length, within_episode, frames, out)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save to the directory `path`, writing only what changed since the last save or load.
+
+        A save that is cut off leaves the one before it intact.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        self.native.save(os.fspath(path))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], storage: str | os.PathLike[str] | None = None) -> ReplayBuffer:
+        """Load what `save` wrote, into mapped files if `storage` is given; draws continue as they would have.
+
+        Raises:
+            OSError: a file cannot be read, or `storage` cannot be written or has too little room.
+            ValueError: a file is damaged, foreign or of a newer version; the message names it.
+        """
+        buffer = cls.__new__(cls)
+        buffer.native = _native.Replay.load(os.fspath(path), storage)
+        return buffer
+
+    def __len__(self) -> int:
+        """Rows held now, over all environments."""
+        return len(self.native)
+
+    @property
+    def totals(self) -> npt.NDArray[np.int64]:
+        """Rows that each environment has ever been given, `[num_envs]`."""
+        return self.native.totals
+
+    @property
+    def total(self) -> int:
+        """The largest of `totals`; where rows are always added to all environments, the rows of each."""
+        return int(self.native.totals.max())
+
+    @property
+    def capacity(self) -> int:
+        """Capacity as asked for, over all environments."""
+        return self.native.capacity
+
+    @property
+    def num_envs(self) -> int:
+        """Number of streams."""
+        return self.native.num_envs
+
+    @property
+    def rows_per_env(self) -> int:
+        """Rows L that each environment keeps: row `t` of environment `e` is in slot `e * L + t % L`."""
+        return self.native.rows_per_env
+
+    @property
+    def fields(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Row shape and dtype of every field, built-in ones included."""
+        return {name: (tuple(shape), np.dtype(dtype)) for name, dtype, shape, _ in self.native.fields}
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes once every row is written, before compression."""
+        return self.native.nbytes
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes that the rows held now take, compressed where asked for."""
+        return self.native.stored_nbytes
+
+    @property
+    def compress(self) -> tuple[str, ...]:
+        """The fields whose rows are compressed."""
+        return tuple(name for name, *_, compressed in self.native.fields if compressed)
+
+    def __repr__(self) -> str:
+        return f"ReplayBuffer(capacity={self.capacity}, num_envs={self.num_envs}, rows={len(self)})"

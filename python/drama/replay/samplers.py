@@ -1,0 +1,247 @@
+"""How the starts of a batch are chosen; use it through `drama.replay`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from drama import _native
+
+if TYPE_CHECKING:
+    from drama.replay.buffer import ReplayBuffer
+
+_INT64 = np.dtype(np.int64)
+_FLOAT64 = np.dtype(np.float64)
+
+Array: TypeAlias = npt.NDArray[Any]
+Batch: TypeAlias = dict[str, Array]
+"""Arrays by field name, `indices` int64 `[B]` (slots of the starts) and `weights` float32 `[B]`."""
+Stack: TypeAlias = Mapping[str, int]
+"""How many frames are stacked, by field name."""
+
+
+def frames_of(stack: Stack | None, out: Batch | None) -> dict[str, int] | None:
+    """Give `stack` as the native half takes it.
+
+    Raises:
+        TypeError: `stack` is no mapping or `out` is no dict.
+    """
+    if out is not None and not isinstance(out, dict):
+        raise TypeError(f"out: got {type(out).__name__}, expected a dict of arrays by field name")
+    if stack is None:
+        return None
+    if not isinstance(stack, Mapping) or not all(isinstance(name, str) for name in stack):
+        raise TypeError(f"stack: got {stack!r}, expected numbers of frames by field name")
+    return dict(stack)
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Chooses the starts of a batch; anything with this method can be given to `ReplayBuffer.sample`.
+
+    What `ReplayBuffer.sample` is asked for beyond that, `within_episode` or `stack`, it passes on by keyword.
+    """
+
+    def sample(self, buffer: ReplayBuffer, batch_size: int, length: int, out: Batch | None = None) -> Batch:
+        """Draw `batch_size` sequences of `length` rows into `out`; `buffer.gather` copies chosen ones."""
+        ...
+
+
+class NativeSampler:
+    """A sampler of this package: its draws are made in Rust, of sequences and of transitions."""
+
+    @property
+    def source(self) -> _native._Source:
+        """What the native half knows the sampler by."""
+        raise NotImplementedError
+
+    def sample(
+        self,
+        buffer: ReplayBuffer,
+        batch_size: int,
+        length: int,
+        out: Batch | None = None,
+        within_episode: bool = False,
+        stack: Stack | None = None,
+    ) -> Batch:
+        """Draw a batch; see `ReplayBuffer.sample`."""
+        return buffer.native.sample(batch_size, length, self.source, bool(within_episode), frames_of(stack, out), out)
+
+
+class Uniform(NativeSampler):
+    """Every start of every environment is equally likely.
+
+    Args:
+        replacement: whether a start can be drawn twice for one batch.
+    """
+
+    def __init__(self, replacement: bool = True) -> None:
+        self.replacement = replacement
+
+    @property
+    def source(self) -> _native._Source:
+        """What the native half knows the sampler by."""
+        return "uniform" if self.replacement else "distinct"
+
+    def __repr__(self) -> str:
+        return f"Uniform(replacement={self.replacement})"
+
+
+class MostRecent(NativeSampler):
+    """The newest starts, each once: the last of every environment, then the ones before, and so on."""
+
+    @property
+    def source(self) -> _native._Source:
+        """What the native half knows the sampler by."""
+        return "recent"
+
+    def __repr__(self) -> str:
+        return "MostRecent()"
+
+
+class Prioritized(NativeSampler):
+    """Draws starts in proportion to `priority ** alpha`.
+
+    New rows get the largest priority so far, at first 1. The batch's `weights` are `(N * P) ** -beta` over the largest
+    of the batch, where N is the number of starts and P the probability of the start.
+
+    Args:
+        alpha: 0 draws uniformly, 1 in proportion to the priorities.
+        beta: how far the weights make up for it, 1 for fully; may be set at any time.
+        replacement: whether a start can be drawn twice for one batch.
+
+    Raises:
+        ValueError: `alpha` is not from 0 to 1000; `beta` likewise, once a batch is drawn.
+    """
+
+    def __init__(self, alpha: float = 0.6, beta: float = 0.4, replacement: bool = True) -> None:
+        self.alpha = alpha
+        self.beta = beta
+        self.replacement = replacement
+        self.native = _native.Prioritized(alpha)
+
+    @property
+    def source(self) -> _native._Source:
+        """What the native half knows the sampler by."""
+        return (self.native, bool(self.replacement), self.beta)
+
+    def update_priorities(self, indices: npt.ArrayLike, priorities: npt.ArrayLike) -> None:
+        """Set the priorities, `[B]`, of the rows in the slots `indices`, `[B]`, as a batch names them.
+
+        Where a slot is named twice, the last priority counts.
+
+        Raises:
+            ValueError: a slot holds no row that the sampler knows, a priority is negative or not finite, or the lengths
+                differ; the message names the first offender and nothing is changed.
+        """
+        slots = np.asarray(indices)
+        if slots.ndim != 1 or (slots.size and slots.dtype.kind not in "iu"):
+            raise ValueError(f"indices: got dtype {slots.dtype} and shape {slots.shape}, expected integers [B]")
+        values = np.asarray(priorities)
+        if values.ndim != 1 or (values.size and values.dtype.kind not in "fiu"):
+            raise ValueError(f"priorities: got dtype {values.dtype} and shape {values.shape}, expected numbers [B]")
+        self.native.update(
+            slots if slots.dtype == _INT64 else slots.astype(np.int64),
+            values if values.dtype == _FLOAT64 else values.astype(np.float64),
+        )
+
+    def priorities(self, buffer: ReplayBuffer) -> npt.NDArray[np.float64]:
+        """Return a copy of the priorities, float64 `[slots]`, indexed as a batch's `indices` are."""
+        return self.native.priorities(buffer.native)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return `priorities` as of the last use, the `largest` so far, rows `seen` by environment, and `beta`."""
+        priorities, largest, seen = self.native.state()
+        return {"priorities": priorities, "largest": largest, "seen": seen, "beta": self.beta}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned.
+
+        Raises:
+            KeyError: an entry is missing.
+            ValueError: the entries do not belong together.
+        """
+        beta = float(state["beta"])
+        priorities = np.asarray(state["priorities"], dtype=np.float64)
+        self.native.set_state(priorities, float(state["largest"]), np.asarray(state["seen"], dtype=np.uint64))
+        self.beta = beta
+
+    def __repr__(self) -> str:
+        return f"Prioritized(alpha={self.alpha}, beta={self.beta}, replacement={self.replacement})"
+
+
+class DynamicFrequency:
+    """Draws starts by how often they were used: one set of counters, two samplers.
+
+    A start was drawn `n` times by `world_model` and `b` times by `imagination`; `m = b * ratio`. The weights are
+    `exp(-n / temperature)` and `exp((n - alpha * m - beta * max(0, n - m)) / temperature)`. No start is drawn twice
+    for one batch, and the counts of a slot begin anew when it is overwritten.
+
+    Args:
+        temperature: how many uses change the weight by a factor of e; above 0.
+        ratio: world-model batch size over imagination batch size.
+        alpha: weight of imagination's own use.
+        beta: weight of the world model's use beyond imagination's.
+
+    Raises:
+        ValueError: `temperature` is not above 0, or another argument is not from 0 to 1e6.
+    """
+
+    def __init__(
+        self, temperature: float = 10.0, ratio: float = 16 / 1024, alpha: float = 1.0, beta: float = 1.0
+    ) -> None:
+        self.temperature = temperature
+        self.ratio = ratio
+        self.alpha = alpha
+        self.beta = beta
+        self.native = _native.DynamicFrequency(temperature, ratio, alpha, beta)
+
+    @property
+    def world_model(self) -> NativeSampler:
+        """The sampler of world-model batches."""
+        return _Role(self, "world_model")
+
+    @property
+    def imagination(self) -> NativeSampler:
+        """The sampler of the starts of imagination."""
+        return _Role(self, "imagination")
+
+    def counts(self, buffer: ReplayBuffer) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+        """Return copies of `n` and `b`, uint32 `[slots]`, indexed as a batch's `indices` are."""
+        return self.native.counts(buffer.native)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counters as of the last use: arrays `n`, `b` and `seen`, integer `num_envs`."""
+        n, b, seen, num_envs = self.native.state()
+        return {"n": n, "b": b, "seen": seen, "num_envs": num_envs}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned.
+
+        Raises:
+            KeyError: an entry is missing.
+            ValueError: the entries do not belong together.
+        """
+        n, b = (np.asarray(state[name], dtype=np.uint32) for name in ("n", "b"))
+        seen, num_envs = np.asarray(state["seen"], dtype=np.uint64), int(state["num_envs"])
+        self.native.set_state(n, b, np.full(num_envs, seen) if seen.ndim == 0 else seen, num_envs)
+
+    def __repr__(self) -> str:
+        arguments = f"temperature={self.temperature}, ratio={self.ratio}, alpha={self.alpha}, beta={self.beta}"
+        return f"DynamicFrequency({arguments})"
+
+
+class _Role(NativeSampler):
+    def __init__(self, frequency: DynamicFrequency, role: str) -> None:
+        self.frequency = frequency
+        self.role = role
+
+    @property
+    def source(self) -> _native._Source:
+        return (self.frequency.native, self.role)
+
+    def __repr__(self) -> str:
+        return f"{self.frequency}.{self.role}"

@@ -1,0 +1,145 @@
+"""Evaluation of an agent on the real game."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from drama import __version__
+from drama.agent.player import Player
+from drama.config import Config
+from drama.envs import make_env, make_frames
+from drama.files import write_atomically
+from drama.results.scores import human_normalised, random_and_human
+from drama.runtime.device import resolve_device
+from drama.training import checkpoint
+from drama.training.learner import Learner
+
+
+def load_learner(run: Path, device: str = "auto", step: int | None = None) -> tuple[Config, Learner, int]:
+    """The config, networks and step of a run's last checkpoint, or of the one at `step`.
+
+    Raises ValueError if any of them cannot be read.
+    """
+    folder = checkpoint.latest(run) if step is None else checkpoint.at_step(run, step)
+    config = Config.load(run / "config.json")
+    where = resolve_device(device)
+    env = make_env(config.game, config.env)
+    shape = env.observation_space.shape
+    assert shape is not None
+    learner = Learner(config, shape[-1], int(env.action_space.n), where)
+    state = checkpoint.load_state(folder, where)
+    try:
+        learner.load_state_dict(state["learner"])
+    except ValueError as error:
+        raise ValueError(f"{folder / 'state.pt'}: {error}") from error
+    return config, learner, state["step"]
+
+
+def scored(config: Config) -> Config:
+    """The config with the game's own rewards and whole episodes, whatever training was given: scores are of those."""
+    return dataclasses.replace(
+        config, env=dataclasses.replace(config.env, clip_rewards=False, life_loss_terminal=False)
+    )
+
+
+def evaluate(config: Config, learner: Learner, *, episodes: int, greedy: bool, seed: int) -> list[dict[str, Any]]:
+    """Play `episodes` episodes to their ends; returns one record each.
+
+    Several environments are stepped together. Each plays a share of the episodes that is fixed beforehand, because
+    taking the first to finish would favour short episodes. Environment i is seeded with `seed + i`. Games go on to
+    their ends and rewards count in full, whatever training sees of them.
+    """
+    count = min(config.log.eval_envs, episodes)
+    left = np.array([episodes // count + (i < episodes % count) for i in range(count)])
+    player = Player(learner.world_model, learner.agent, count, greedy=greedy)
+    first = np.ones(count, np.bool_)
+    returns, lengths = np.zeros(count), np.zeros(count, np.int64)
+    records: list[dict[str, Any]] = []
+    torch.manual_seed(seed)
+    with closing(make_frames(config.game, count, scored(config).env)) as envs:
+        frames, _ = envs.reset(seed=seed)
+        while left.any():
+            with learner.autocast:
+                actions = player.act(frames, first)
+            frames, rewards, terminated, truncated, _ = envs.step(actions)
+            returns += rewards
+            lengths += 1
+            first = terminated | truncated
+            for i in np.flatnonzero(first & (left > 0)).tolist():
+                records.append(
+                    {
+                        "env": i,
+                        "return": returns[i].item(),
+                        "length": lengths[i].item(),
+                        "truncated": truncated[i].item(),
+                    }
+                )
+                left[i] -= 1
+            returns[first], lengths[first] = 0, 0
+    return records
+
+
+def evaluate_run(
+    run: Path,
+    *,
+    episodes: int,
+    protocol: Literal["standard", "paper"] | None = None,
+    greedy: bool | None = None,
+    step: int | None = None,
+    seed: int = 1_000_000,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Evaluate a checkpoint of a run and write the result into the run's folder.
+
+    The file is named by everything that decides the result, so no evaluation overwrites a different one.
+
+    Args:
+        run: the run folder.
+        episodes: how many episodes.
+        protocol: `standard` (up to 30 no-ops at reset) or `paper` (none); None is the run's own.
+        greedy: the most probable action instead of a sample; None follows the protocol (`paper`: greedy).
+        step: the checkpoint of this step; None is the last.
+        seed: seed of the environments and of the sampling; its default is none that training uses.
+        device: `auto`, `cpu` or `cuda`.
+
+    Returns:
+        What was written: the settings, each episode, mean, median, standard deviation, human-normalised mean with the
+        constants that it was made from, and under `file` where it was written.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes: {episodes} must be at least 1")
+    if seed < 0:
+        raise ValueError(f"seed: {seed} must not be negative")
+    config, learner, step = load_learner(run, device, step)
+    if protocol is not None:
+        config = dataclasses.replace(config, env=dataclasses.replace(config.env, protocol=protocol))
+    greedy = config.env.protocol == "paper" if greedy is None else greedy
+    records = evaluate(config, learner, episodes=episodes, greedy=greedy, seed=seed)
+    returns = np.array([record["return"] for record in records])
+    mode = "greedy" if greedy else "sampled"
+    name = f"evaluation-step-{step:09d}-{config.env.protocol}-{mode}-{episodes}x-seed{seed}.json"
+    result = {
+        "game": config.game,
+        "step": step,
+        "protocol": config.env.protocol,
+        "greedy": greedy,
+        "seed": seed,
+        "envs": min(config.log.eval_envs, episodes),
+        "device": learner.device.type,
+        "drama": __version__,
+        "mean": float(returns.mean()),
+        "median": float(np.median(returns)),
+        "std": float(returns.std()),
+        "human_normalised_mean": human_normalised(config.game, float(returns.mean())),
+        "random_and_human": random_and_human(config.game),
+        "episodes": records,
+    }
+    write_atomically(run / name, json.dumps(result, indent=2) + "\n")
+    return result | {"file": str(run / name)}

@@ -1,0 +1,298 @@
+"""The networks, their optimizers, and one update of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from drama.agent.actor_critic import ActorCritic, Targets
+from drama.agent.imagination import (
+    Start,
+    Step,
+    Trajectory,
+    imagine,
+    imagine_step,
+    observe,
+    recorded_imagination,
+    start_from,
+)
+from drama.agent.ppo import minibatches
+from drama.config import Config
+from drama.models.heads import TwoHot
+from drama.models.norm import batch_statistics, fresh_statistics
+from drama.models.world_model import Batch, WorldModel
+from drama.runtime.compiling import Compiled, wants_compiling
+from drama.runtime.device import autocast, keep_freed_memory
+from drama.runtime.recording import Recorded
+from drama.training.laprop import LaProp
+
+
+class Descent(NamedTuple):
+    """What a network makes of a batch, detached."""
+
+    losses: dict[str, Tensor]
+    gradients: list[Tensor | None]  # of each parameter
+    z: Tensor | None = None  # [B, T, latents], the latents that were sampled; None of the agent
+
+
+class Learner:
+    """World model and agent with everything that training changes in them.
+
+    Between updates both networks are in evaluation mode.
+    """
+
+    def __init__(self, config: Config, channels: int, actions: int, device: torch.device) -> None:
+        if device.type == "cpu":
+            keep_freed_memory()
+        else:
+            torch.backends.cudnn.benchmark = True  # all shapes stay the same, and its first guess can be far off
+        self.config = config
+        self.device = device
+        model_config = config.world_model
+        self.world_model = WorldModel(model_config, config.env.frame_size[0], channels, actions).to(device).eval()
+        self.agent = ActorCritic(
+            config.agent,
+            self.world_model.features,
+            actions,
+            TwoHot(model_config.bins, model_config.bin_limit, model_config.two_hot_mean),
+        )
+        self.agent.to(device).eval()
+        self.imagine: Callable[[Start], Trajectory] = self._imagined
+        self._descent: Callable[[Batch], Descent] = self._differentiated
+        self._agent_descent: Callable[[Targets], Descent] = self._differentiated_agent
+        if device.type == "cuda" and config.train.cuda_graph:
+            self.imagine = recorded_imagination(self.world_model, self.agent, config.train.horizon)
+            self._descent = Recorded("world-model update", self._differentiated, difference)
+            self._agent_descent = Recorded("agent update", self._differentiated_agent, difference)
+        self._imagine_step: Step = imagine_step
+        if wants_compiling(config, device):
+            self._imagine_step = Compiled("imagined step", imagine_step)
+        self.autocast = autocast(config, device)
+        train = config.train
+        self._optimizers = {
+            "world_model": _Optimizer(
+                self.world_model, train.world_model_lr, train.world_model_clip, train.warmup_updates
+            ),
+            "agent": _Optimizer(self.agent, train.agent_lr, train.agent_clip, train.warmup_updates),
+        }
+
+    def to_batch(self, sample: dict[str, NDArray[Any]]) -> Batch:
+        """Move sequences sampled from the replay to the device."""
+
+        def tensor(name: str) -> Tensor:
+            return torch.from_numpy(sample[name]).to(self.device, non_blocking=True)
+
+        return Batch(
+            obs=tensor("obs"),
+            action=tensor("action"),
+            reward=tensor("reward"),
+            ended=tensor("terminated") | tensor("life_lost"),
+            is_first=tensor("is_first"),
+        )
+
+    def update_world_model(self, batch: Batch, frames: Tensor | None = None) -> dict[str, Tensor]:
+        """One step of the world model on real sequences; returns detached scalars, without waiting for the device.
+
+        Batch norm's statistics are then those of `frames[..., H, W, C]` uint8, or else means over past batches.
+        """
+        return self._step_world_model(batch, frames)[0]
+
+    def update_together(
+        self, batch: Batch, frames: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """`update_world_model`, then `update_agent_within` on the latents that it has learned from."""
+        scalars, z = self._step_world_model(batch, frames)
+        return scalars, self.update_agent_within(batch, z)
+
+    def update_agent_within(self, batch: Batch, z: Tensor) -> dict[str, Tensor]:
+        """One step of actor and critic on trajectories imagined from inside sequences with latents `z[B, T, latents]`.
+
+        They start after `train.context` steps at `train.imagination_batch` places, drawn from all, each at most once.
+        """
+        train = self.config.train
+        rows, length = z.shape[:2]
+        places = length - train.context + 1
+        drawn = torch.randperm(rows * places, device=self.device)[: train.imagination_batch]
+        row = drawn.div(places, rounding_mode="floor")[:, None]
+        times = drawn.remainder(places)[:, None] + torch.arange(train.context, device=self.device)
+        with self.autocast:
+            start = start_from(self.world_model, z[row, times], batch.action[row, times], batch.is_first[row, times])
+        return self._update_agent(start)
+
+    @torch.no_grad()
+    def kl_by_mode(self, batch: Batch) -> dict[str, float]:
+        """The KL of one batch with the statistics that the agent acts and imagines on, and with the batch's own.
+
+        Far apart, what acts is not what learned (docs/metrics.md). Changes nothing, random numbers included; waits for
+        the device.
+        """
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), self.autocast:
+            acting = self.world_model.kl(batch)
+            with batch_statistics(self.world_model):
+                learning = self.world_model.kl(batch)
+        return {"world_model/kl_acting": acting.item(), "world_model/kl_learning": learning.item()}
+
+    def _step_world_model(self, batch: Batch, frames: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
+        """One step of the world model: its scalars, and the latents of the batch."""
+        if limit := self.config.train.shift:
+            batch = batch._replace(obs=shifted(batch.obs, limit))
+        self.world_model.train()
+        descent = self._descent(batch)
+        self.world_model.eval()
+        for parameter, gradient in zip(self.world_model.parameters(), descent.gradients, strict=True):
+            parameter.grad = gradient
+        losses = {name: value.clone() for name, value in descent.losses.items()}  # the next update may overwrite them
+        assert descent.z is not None
+        losses["gradient_norm"] = self._optimizers["world_model"].step()
+        if frames is not None:
+            model = self.world_model
+            with torch.no_grad(), self.autocast, fresh_statistics(model):
+                model.decode(model.sample(model.encode(frames)))
+        return losses, descent.z
+
+    def _differentiated(self, batch: Batch) -> Descent:
+        """Losses and gradients of the world model."""
+        self._optimizers["world_model"].zero_grad()
+        with self.autocast:
+            losses, z = self.world_model.evaluate(batch)
+        losses["loss"].backward()
+        losses = {name: value.detach() for name, value in losses.items()}
+        return Descent(losses, [p.grad for p in self.world_model.parameters()], z)
+
+    def update_agent(self, context: Batch) -> dict[str, Tensor]:
+        """One step of actor and critic on trajectories imagined from the last frames of `context`."""
+        with self.autocast:
+            start = observe(self.world_model, context.obs, context.action, context.is_first)
+        return self._update_agent(start)
+
+    def _update_agent(self, start: Start) -> dict[str, Tensor]:
+        """One step of actor and critic on trajectories imagined from `start`."""
+        with self.autocast:
+            trajectory = self.imagine(start)
+            targets, watched = self.agent.targets(trajectory)
+        losses = self._descend_ppo(targets) if self.config.agent.policy == "ppo" else self._descend(targets)
+        self.agent.update_slow_critic()
+        self.agent.observe_features(trajectory.features[:, :-1])
+        return {name: value.detach() for name, value in (losses | watched).items()}
+
+    def _imagined(self, start: Start) -> Trajectory:
+        """`imagine` with this learner's networks."""
+        return imagine(self.world_model, self.agent, start, self.config.train.horizon, self._imagine_step)
+
+    def _descend(self, targets: Targets) -> dict[str, Tensor]:
+        """One gradient step of the agent."""
+        descent = self._agent_descent(targets)
+        for parameter, gradient in zip(self.agent.parameters(), descent.gradients, strict=True):
+            parameter.grad = gradient
+        losses = {name: value.clone() for name, value in descent.losses.items()}
+        return losses | {"gradient_norm": self._optimizers["agent"].step()}
+
+    def _differentiated_agent(self, targets: Targets) -> Descent:
+        """Losses and gradients of actor and critic."""
+        self._optimizers["agent"].zero_grad()
+        # An autocast apart from the rollout's: older torch would reuse the weights that it cast there without gradient.
+        with self.autocast:
+            losses = self.agent.loss(targets)
+        losses["loss"].backward()
+        losses = {name: value.detach() for name, value in losses.items()}
+        return Descent(losses, [p.grad for p in self.agent.parameters()])
+
+    def _descend_ppo(self, targets: Targets) -> dict[str, Tensor]:
+        """Several passes in minibatches, until the policy has moved too far from the one that acted."""
+        config, count = self.config.agent, targets.action.shape[0]
+        losses: dict[str, Tensor] = {}
+        for index in minibatches(count, config.ppo_minibatch, config.ppo_epochs, self.device):
+            losses = self._descend(Targets(*(t[index] for t in targets)))
+            if losses["policy_kl"] > config.ppo_kl_limit:
+                break
+        return losses
+
+    def start_from_frames(self, frames: NDArray[np.uint8]) -> None:
+        """Let the decoder start from the mean pixel of `frames[..., C]`, if the config asks for it."""
+        if self.config.world_model.vision.mean_pixel_bias:
+            self.world_model.decoder.set_mean_pixel(torch.from_numpy(frames).to(self.device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, optimizers and schedules."""
+        return {
+            "world_model": self.world_model.state_dict(),
+            "agent": self.agent.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`. Raises ValueError if the weights belong to another configuration."""
+        try:
+            self.world_model.load_state_dict(state["world_model"])
+            self.agent.load_state_dict(state["agent"])
+            for name, optimizer in self._optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][name])
+        except (KeyError, RuntimeError) as error:
+            sequence = self.config.world_model.sequence
+            raise ValueError(
+                f"the checkpoint does not fit the run's config: {_misfit(self.world_model, state, error)}; give the"
+                " run's config.json the values it was trained with (world_model.sequence.backend is"
+                f" {sequence.backend!r}, width {sequence.width}, layers {sequence.layers})"
+            ) from error
+
+
+def difference(found: Descent, expected: Descent) -> Tensor:
+    """Of two losses, in parts of the second."""
+    return (found.losses["loss"] / expected.losses["loss"] - 1).abs()
+
+
+def shifted(obs: Tensor, limit: int) -> Tensor:
+    """Frames `obs[B, T, H, W, C]`, those of each sequence moved by the same -`limit` to `limit` pixels each way.
+
+    What comes in at an edge repeats the edge.
+    """
+    batch, _, height, width, _ = obs.shape
+    down, right = torch.randint(-limit, limit + 1, (2, batch, 1), device=obs.device)
+    rows = (torch.arange(height, device=obs.device) - down).clamp(0, height - 1)
+    columns = (torch.arange(width, device=obs.device) - right).clamp(0, width - 1)
+    return torch.stack([obs[i][:, rows[i]][:, :, columns[i]] for i in range(batch)])
+
+
+def _misfit(model: WorldModel, state: dict[str, Any], error: Exception) -> str:
+    """The first weight of the world model that is missing, unknown or of another shape, in one line."""
+    there, here = state.get("world_model", {}), model.state_dict()
+    for name in sorted(there.keys() | here.keys()):
+        found, wanted = (list(w[name].shape) if name in w else "none" for w in (there, here))
+        if found != wanted:
+            return f"world_model.{name} is {found} in the checkpoint and {wanted} here"
+    return str(error).replace("\n", " ")
+
+
+class _Optimizer:
+    """LaProp with linear warm-up and gradient-norm clipping."""
+
+    def __init__(self, module: nn.Module, lr: float, clip: float, warmup: int) -> None:
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self._clip = clip
+        self._optimizer = LaProp(self._parameters, lr=lr)
+        self._schedule = LambdaLR(self._optimizer, lambda update: min(1.0, (update + 1) / max(1, warmup)))
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def step(self) -> Tensor:
+        """Descend along the gradients; returns their norm before clipping."""
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        self._optimizer.step()
+        self._schedule.step()
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self._optimizer.state_dict(), "schedule": self._schedule.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])

@@ -1,0 +1,310 @@
+"""The command line as a person meets it: help, facts, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from drama.cli import main
+from drama.config import PRESETS, Config, preset
+from drama.training.learner import Learner
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def drama(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call the command line; gives exit code, standard output and standard error."""
+
+    def call(*args: str | Path) -> tuple[int, str, str]:
+        code: object = 0
+        try:
+            main([str(arg) for arg in args])
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        assert isinstance(code, int)
+        return code, out, err
+
+    return call
+
+
+DEBUG = ("--preset", "debug", "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["train", "Pongg", *DEBUG], ["game", "'Pongg'", "did you mean Pong"]),
+        (
+            ["train", "Pong", "--preset", "cpuu"],
+            ["preset", "'cpuu'", "did you mean cpu", "paper, paper-m, paper-l, cpu"],
+        ),
+        (["train", "Pong", *DEBUG, "--train.batch-sizes", "3"], ["--train.batch-sizes", "--train.batch-size INT"]),
+        (["train", "Pong", *DEBUG, "--steps", "many"], ["--steps", "'many'"]),
+        (["train", "Pong", "--preset", "debug", "--device", "gpu"], ["'gpu'", "--device", "'cuda'"]),
+        (["train", "Pong", *DEBUG, "--steps", "64"], ["steps: 64", "train.start_step = 64"]),
+        (["train", "Pong", *DEBUG, "--train.start-step", "10"], ["train.start_step: 10", "needs 20"]),
+        (["train", "Pong", *DEBUG, "--env.size", "36"], ["env.size: 36", "multiple of 8"]),
+        (["train", "Pong", *DEBUG, "--world-model.sequence.backend", "lstm"], ["backend", "'lstm'", "mamba2"]),
+        (["train", "Pong", *DEBUG, "--world-model.sequence.head-dim", "33"], ["headdim: 33", "64"]),
+        (["train", "Pong", *DEBUG, "--seed", "-1"], ["seed: -1"]),
+        (["train"], ["Missing", "game"]),
+        (["train", "--resume", "no-such-run"], ["no-such-run", "no such run folder"]),
+        (["eval", "no-such-run"], ["no-such-run", "no such run folder"]),
+        (["eval"], ["Missing", "Folder of the run"]),
+        (["trian", "Pong"], ["'trian'", "did you mean train"]),
+        (["games", "Pong"], ["no arguments"]),
+    ],
+)
+def test_a_mistake_gives_one_line_and_exit_code_2(drama: Run, args: list[str], said: list[str]) -> None:
+    code, out, err = drama(*args)
+    assert code == 2
+    assert not out
+    assert err.startswith("drama: error: ")
+    assert err.count("\n") == 1
+    for part in said:
+        assert part in err
+
+
+def test_cuda_that_is_not_there_is_refused(drama: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, _, err = drama("train", "Pong", "--preset", "debug", "--device", "cuda")
+    assert code == 2
+    assert "no CUDA device" in err
+
+
+def test_a_run_folder_that_exists_is_refused(drama: Run, tmp_path: Path) -> None:
+    code, _, err = drama("train", "Pong", *DEBUG, "--run", tmp_path)
+    assert code == 2
+    assert f"{tmp_path}: this run folder exists" in err
+    assert f"--resume {tmp_path}" in err
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "truncated, damaged, or not a checkpoint"),
+        (lambda path: path.write_text("no checkpoint"), "truncated, damaged, or not a checkpoint"),
+        (lambda path: path.unlink(), "lacks this file"),
+    ],
+)
+def test_an_unreadable_checkpoint_is_named(
+    drama: Run, pong_run: Path, tmp_path: Path, damage: Callable[[Path], object], said: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(pong_run, run)
+    state = run / "checkpoints" / "step-000000120" / "state.pt"
+    damage(state)
+    code, _, err = drama("eval", run)
+    assert code == 2
+    assert str(state) in err
+    assert said in err
+
+
+def test_a_damaged_replay_is_named(drama: Run, pong_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(pong_run, run)
+    chunk = next((run / "checkpoints" / "step-000000120" / "replay").glob("chunk*"))
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.unlink()
+    chunk.write_bytes(data)
+    code, _, err = drama("train", "--resume", run, "--steps", "200")
+    assert code == 2
+    assert chunk.name in err
+
+
+def test_a_config_of_another_version_is_refused(drama: Run, pong_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(pong_run, run)
+    config = run / "config.json"
+    config.write_text(config.read_text().replace('"seed"', '"sead"'))
+    code, _, err = drama("eval", run)
+    assert code == 2
+    assert str(config) in err
+    assert "sead" in err or "seed" in err
+
+
+@pytest.mark.parametrize(("module", "extra"), [("torch", "train"), ("ale_py", "atari"), ("tyro", "train")])
+def test_a_missing_extra_names_the_pip_command(module: str, extra: str) -> None:
+    """In an interpreter that cannot import the module, the command says what to install."""
+    code = f"import sys; sys.modules[{module!r}] = None; from drama.cli import main; main(['info', 'Pong'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == f"drama: error: {module} is not installed; `pip install 'drama-rl[{extra}]'` brings it\n"
+
+
+def test_replay_needs_numpy_only() -> None:
+    code = (
+        "import sys, drama.replay; "
+        "print([m for m in ('torch', 'gymnasium', 'ale_py', 'tyro', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_info_counts_parameters(drama: Run) -> None:
+    code, out, _ = drama("info", "Pong", "--preset", "paper", "--device", "cpu", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["actions"] == 6
+    assert 7.0e6 <= sum(facts["parameters"]["world_model"].values()) <= 7.3e6
+    assert facts["replay_rows"] == 100_000
+    assert facts["replay_bytes"] > 100_000 * 64 * 64 * 3
+    assert facts["milliseconds"] is None
+    # Of the world model's products most are the convolutions; by hand, the encoder's, three times (backward counts two,
+    # the first layer one), and the decoder's mirror image of it, three times.
+    sides, channels = (64, 32, 16, 8, 4), (3, 16, 32, 48, 64, 64)
+    layers = [25 * s * s * a * b for s, a, b in zip(sides, channels, channels[1:], strict=False)]
+    convolutions = 16 * 128 * (6 * sum(layers) - layers[0])
+    assert convolutions < facts["multiply_adds"]["world_model"] < 1.2 * convolutions
+
+
+def test_info_measures_when_asked(drama: Run) -> None:
+    _, text, _ = drama("info", "Pong", *DEBUG, "--measure")
+    facts = json.loads(drama("info", "Pong", *DEBUG, "--measure", "--json")[1])
+    assert f"{facts['parameters']['world_model']['encoder']:,}" in text
+    assert f"G multiply-adds: world model {facts['multiply_adds']['world_model'] / 1e9:,.2f}" in text
+    assert "  ms: world model " in text
+    assert facts["milliseconds"].keys() == {"world_model", "agent", "acting", "sum"}
+    assert all(value > 0 for value in facts["milliseconds"].values())
+    per_update = json.loads(drama("info", "Pong", *DEBUG, "--train.train-every", "1", "--json")[1])
+    assert per_update["multiply_adds"]["sum"] == pytest.approx(4 * facts["multiply_adds"]["sum"])
+
+
+@pytest.mark.parametrize(
+    ("name", "world_model", "agent"),
+    [("paper", 7.15e6, 3.4e6), ("paper-m", 34.7e6, 13.1e6), ("paper-l", 92.2e6, 29.1e6)],
+)
+def test_sizes_of_the_papers_presets(name: str, world_model: float, agent: float) -> None:
+    learner = Learner(preset(name), 3, 6, torch.device("cpu"))
+    for network, count in ((learner.world_model, world_model), (learner.agent, agent)):
+        assert sum(p.numel() for p in network.parameters()) == pytest.approx(count, rel=0.01)
+
+
+def test_help_and_games(drama: Run) -> None:
+    assert "train" in drama("--help")[1]
+    assert "--train.batch-size" in drama("train", "--help")[1]
+    assert {"Pong", "Breakout", "Catch"} <= set(drama("games")[1].split())
+
+
+def test_eval_and_dream_of_a_finished_run(drama: Run, pong_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(pong_run, run)
+    code, out, _ = drama("eval", run, "--episodes", "3", "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert len(result["episodes"]) == 3
+    assert {e["env"] for e in result["episodes"]} == {0, 1}
+    assert result["mean"] == pytest.approx(sum(e["return"] for e in result["episodes"]) / 3)
+    for name in ("dream.gif", "dream.mp4", "dream.png"):
+        code, _, err = drama("dream", run, "--out", tmp_path / name, "--steps", "20")
+        assert code == 0, err
+        assert (tmp_path / name).stat().st_size > 1000
+    code, _, err = drama("dream", run, "--out", tmp_path / "dream.txt")
+    assert code == 2
+    assert "dream.txt" in err
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid_and_survive_json(name: str) -> None:
+    config = preset(name)
+    config.validate()
+    assert Config.from_json(config.to_json()) == config
+    assert config.preset == name
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("steps", 1000, "steps: 1000 is fewer than the warm-up train.start_step = 1032"),
+        ("seed", -1, "seed: -1 must not be negative"),
+        ("train.start_step", 20, "train.start_step: 20 rows cannot fill the first batch, which needs 1032"),
+        ("train.replay_capacity", 99, "train.replay_capacity: 99 is less than train.start_step = 1032"),
+        ("train.shift", -1, "train.shift: -1 must not be negative"),
+        ("train.batch_size", 0, "train.batch_size: 0 must be at least 1"),
+        ("train.context", 1, "train.context: 1 must be at least 2"),
+        ("world_model.motion_scale", -1.0, "world_model.motion_scale: -1.0 must not be negative"),
+        ("world_model.vision.kernel", 4, "world_model.vision.kernel: 4 must be odd"),
+        ("world_model.vision.strides", [2, 2], r"world_model.vision.strides: \(2, 2\) must hold .* 5 channels"),
+        ("env.size", 60, "env.size: 60 must be square, a multiple of 16"),
+        ("env.frame_stack", 4, "env.frame_stack: 4 must be 1"),
+        ("log.eval_envs", 0, "log.eval_envs: 0 must be at least 1"),
+        ("log.eval_episodes", -1, "log.eval_episodes: -1 must not be negative"),
+    ],
+)
+def test_configs_that_cannot_work_are_refused(name: str, value: Any, message: str) -> None:
+    values = json.loads(preset("paper").to_json())
+    *sections, option = name.split(".")
+    section = values
+    for part in sections:
+        section = section[part]
+    section[option] = value
+    with pytest.raises(ValueError, match=message):
+        Config.from_json(json.dumps(values)).validate()
+
+
+def test_config_json_refuses_unknown_and_missing_fields() -> None:
+    values = json.loads(preset("debug").to_json())
+    values["train"]["batchsize"] = 1
+    with pytest.raises(ValueError, match=r"train\.batchsize: unknown field"):
+        Config.from_json(json.dumps(values))
+    del values["train"]["batchsize"], values["world_model"]["latent"]["classes"]
+    with pytest.raises(ValueError, match=r"world_model\.latent\.classes: missing field"):
+        Config.from_json(json.dumps(values))
+    with pytest.raises(ValueError, match="not JSON"):
+        Config.from_json("{")
+
+
+def test_paper_holds_the_papers_numbers() -> None:
+    """Against ALGORITHM.md's table and optimisation section (arXiv 2410.08893)."""
+    config = preset("paper")
+    train, agent, model = config.train, config.agent, config.world_model
+    assert (config.steps, train.start_step, train.train_every) == (100_000, 1032, 1)
+    assert (train.batch_size, train.batch_length, train.imagination_batch) == (16, 128, 1024)
+    assert (train.context, train.horizon, train.dfs_temperature) == (8, 16, 10)
+    assert (train.world_model_lr, train.agent_lr, train.warmup_updates) == (4e-5, 4e-5, 1000)
+    assert (train.world_model_clip, train.agent_clip) == (1000, 100)
+    assert (agent.discount, agent.lambda_, agent.entropy) == (0.985, 0.95, 3e-4)
+    assert (agent.slow_critic_decay, agent.return_scale_decay) == (0.98, 0.99)
+    assert dataclasses.astuple(model.latent) == (32, 32, 0.01, 0.0)
+    assert model.reconstruction_scale == 1
+    assert (model.dynamics_scale, model.representation_scale, model.free_bits) == (1.0, 0.1, 1.0)
+    assert (model.bins, model.bin_limit, model.vision.output) == (255, 20, "sigmoid")
+
+
+@pytest.mark.parametrize(
+    ("given", "policy"), [({}, "passive"), ({"GOMP_SPINCOUNT": "9"}, None), ({"OMP_WAIT_POLICY": "active"}, "active")]
+)
+def test_threads_without_work_sleep_unless_the_user_says_otherwise(
+    given: dict[str, str], policy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before torch is loaded, as OpenMP reads it only then."""
+    seen: list[str | None] = []
+
+    class Watched:
+        def __getattr__(self, name: str) -> Callable[[list[str]], None]:
+            return lambda _: seen.append(os.environ.get("OMP_WAIT_POLICY"))
+
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "drama.cli.commands", Watched())
+    monkeypatch.setattr("drama.cli.commands", Watched(), raising=False)
+    with pytest.raises(SystemExit) as stop:
+        main(["games"])
+    os.environ.pop("OMP_WAIT_POLICY", None)
+    assert not stop.value.code
+    assert seen == [policy]

@@ -1,0 +1,543 @@
+"""Vector environments when something goes wrong: in an environment, in a worker, in the process itself, in a call."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from vector_envs import Counter, Nested, Painter, Slow
+
+from drama.envs import EnvError, VectorEnv, WorkerDied, make_vector
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+COUNT, RAISE, KILL, HANG, HUGE, END, UNSENDABLE = range(7)
+
+
+def slowly(value: Any) -> Any:
+    """A parameter for the slow tests; starting workers is what takes time."""
+    return pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow)
+
+
+def children() -> set[int]:
+    """Processes that this one started and has not waited for."""
+    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
+def holdings() -> tuple[set[int], int, int]:
+    """Children, open files, and mappings of shared memory of this process."""
+    maps = Path("/proc/self/maps").read_text()
+    return children(), len(os.listdir("/proc/self/fd")), maps.count("drama-vector")
+
+
+def gone(pid: int) -> bool:
+    """Whether the process has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Raise if it does not come true in half a minute."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """No test leaves a process, an open file or memory."""
+    if sys.platform != "linux":
+        yield
+        return
+    before = holdings()
+    yield
+    if holdings() != before:
+        gc.collect()
+    assert holdings() == before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_exception_comes_with_its_traceback(workers: int) -> None:
+    with closing(make_vector([Counter] * 4, num_workers=workers)) as env:
+        for index in (0, 3):
+            env.reset()
+            env.step(np.zeros(4, int))
+            actions = np.zeros(4, int)
+            actions[index] = RAISE
+            with pytest.raises(EnvError, match=f"environment {index} raised") as caught:
+                env.step(actions)
+            assert "ZeroDivisionError: as it was told" in str(caught.value)
+            assert "vector_envs.py" in str(caught.value)
+            assert caught.value.env_id == index
+            with pytest.raises(RuntimeError, match="reset must come first"):
+                env.step(np.zeros(4, int))
+        env.reset()
+        assert env.step(np.zeros(4, int))[0].tolist() == [1] * 4
+        with pytest.raises(EnvError, match=r"(?s)environment 0 raised.*no reset today"):
+            env.reset(options={"fail": True})
+        with pytest.raises(EnvError, match=r"(?s)has no attribute.*nonsense"):
+            env.call("nonsense")
+
+
+def broken() -> gymnasium.Env[Any, Any]:
+    raise OSError("no such machine")
+
+
+@pytest.mark.parametrize(("workers", "index"), [(0, 0), (0, 2), slowly((2, 0)), (2, 2)])
+def test_an_environment_that_cannot_be_made(workers: int, index: int) -> None:
+    env_fns: list[Any] = [Counter] * 3
+    env_fns[index] = broken
+    with pytest.raises(EnvError, match=rf"(?s)environment {index} raised.*no such machine"):
+        make_vector(env_fns, num_workers=workers)
+
+
+def test_infos_of_any_size_arrive_and_others_are_refused() -> None:
+    with closing(make_vector([Counter] * 4, num_workers=2)) as env:
+        env.reset()
+        for step in range(3):
+            infos = env.step(np.full(4, HUGE))[4]
+            assert infos["huge"].shape == (4, 300_000)
+            assert (infos["huge"] == step).all()
+        # Stepped here, so nothing has to be sent; then by a worker.
+        assert env.step(np.array([UNSENDABLE, 0, 0, 0]))[4]["_lock"].tolist() == [True, False, False, False]
+        with pytest.raises(EnvError, match="cannot be sent"):
+            env.step(np.array([0, 0, 0, UNSENDABLE]))
+
+
+def test_huge_infos_do_not_block_a_batch_of_others() -> None:
+    with closing(make_vector([Counter] * 6, num_workers=2, batch_size=3)) as env:
+        env.reset()
+        env.send(np.full(6, HUGE))
+        for _ in range(20):
+            infos = env.recv()[4]
+            assert infos["huge"].shape == (3, 300_000)
+            env.send(np.full(3, HUGE))
+        env.reset()
+
+
+@linux
+@pytest.mark.parametrize("moment", ["stepping", slowly("idle")])
+def test_a_killed_worker_is_reported(moment: str) -> None:
+    env = make_vector([Counter] * 4, num_workers=2)
+    with closing(env):
+        env.reset()
+        pid = env.call("pid")[3]
+        if moment == "idle":
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(
+            WorkerDied, match=rf"process {pid}, environments 2 to 3\) was killed by signal SIGKILL"
+        ) as e:
+            env.step(np.array([0, 0, KILL, 0]) if moment == "stepping" else np.zeros(4, int))
+        assert e.value.env_ids == (2, 3)
+        with pytest.raises(RuntimeError, match="can only be closed: worker 1"):
+            env.step(np.zeros(4, int))
+        with pytest.raises(RuntimeError, match="can only be closed: worker 1"):
+            env.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["reset", "call"])
+def test_a_worker_killed_before_a_call_is_reported(moment: str) -> None:
+    with closing(make_vector([Counter] * 4, num_workers=2)) as env:
+        env.reset()
+        os.kill(env.call("pid")[3], signal.SIGKILL)
+        with pytest.raises(WorkerDied, match="SIGKILL"):
+            env.reset() if moment == "reset" else env.call("pid")
+
+
+@pytest.mark.parametrize(
+    "mode", [slowly(AutoresetMode.NEXT_STEP), AutoresetMode.SAME_STEP, slowly(AutoresetMode.DISABLED)]
+)
+def test_restart_goes_on(mode: AutoresetMode) -> None:
+    env = make_vector([Counter] * 4, num_workers=2, autoreset_mode=mode, on_worker_death="restart")
+    with closing(env):
+        env.reset()
+        assert len(set(env.call("pid"))) == 2
+        assert os.getpid() not in env.call("pid")
+        env.step(np.zeros(4, int))
+        observation, reward, terminated, truncated, infos = env.step(np.array([0, KILL, 0, 0]))
+        assert observation.tolist() == [0, 0, 2, 2]
+        assert reward.tolist() == [0, 0, 1, 1]
+        assert truncated.tolist() == [True, True, False, False]
+        assert not terminated.any()
+        assert infos["worker_restarted"].tolist() == infos["_worker_restarted"].tolist() == truncated.tolist()
+        assert ("final_obs" in infos) == (mode == AutoresetMode.SAME_STEP)
+        if mode == AutoresetMode.DISABLED:
+            with pytest.raises(RuntimeError, match=r"\[0, 1\] have ended"):
+                env.step(np.zeros(4, int))
+            env.reset(options={"reset_mask": truncated})
+        expected = [0, 0] if mode == AutoresetMode.NEXT_STEP else [1, 1]
+        assert env.step(np.zeros(4, int))[0].tolist() == [*expected, 3, 3]
+        os.kill(env.call("pid")[3], signal.SIGKILL)
+        assert env.reset()[0].tolist() == [0] * 4
+        assert not env.step(np.zeros(4, int))[3].any()
+
+
+@pytest.mark.slow
+def test_restart_cuts_off_who_was_idle_too() -> None:
+    with closing(make_vector([Counter] * 4, num_workers=2, batch_size=1, on_worker_death="restart")) as env:
+        env.reset()
+        env.send([KILL], [0])
+        assert env.recv()[3].tolist() == [True]
+        env.send([COUNT, COUNT, COUNT], [1, 2, 3])
+        cut = {int(infos["env_id"][0]): bool(truncated[0]) for _, _, _, truncated, infos in (env.recv() for _ in "123")}
+        assert cut == {1: True, 2: False, 3: False}
+
+
+def test_what_dies_again_is_given_up(tmp_path: Path) -> None:
+    env_fns = [functools.partial(Mortal, tmp_path / str(index)) for index in range(2)]
+    with closing(make_vector(env_fns, num_workers=2, on_worker_death="restart")) as env:
+        env.reset()
+        with pytest.raises(WorkerDied, match=r"environment 0\) was killed.*could not be restarted.*was killed"):
+            env.step(np.array([1, 0]))
+
+
+class Mortal(Counter):
+    """Dies of action 1, and from then on whenever it is made."""
+
+    def __init__(self, grave: Path) -> None:
+        super().__init__()
+        self.grave = grave
+        if grave.exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def step(self, action: np.int64) -> Any:
+        if action == 1:
+            self.grave.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
+@pytest.mark.parametrize("method", ["step", slowly("reset"), slowly("call")])
+def test_an_environment_that_hangs(method: str) -> None:
+    env = make_vector([Counter, Sleeper], num_workers=2, timeout=0.5)
+    with closing(env):
+        if method != "reset":
+            env.reset(options={"quick": True})
+        calls: dict[str, Callable[[], object]] = {
+            "step": lambda: env.step(np.array([0, HANG])),
+            "reset": lambda: env.reset(options={}),
+            "call": lambda: env.call("rest"),
+        }
+        with pytest.raises(TimeoutError, match=r"environments \[1\] did not answer within 0.5 s"):
+            calls[method]()
+        with pytest.raises(RuntimeError, match="can only be closed"):
+            env.step(np.zeros(2, int))
+
+
+class Sleeper(Counter):
+    """Hangs where the other does not."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        if options == {}:
+            time.sleep(3600)
+        return super().reset(seed=seed, options=options)
+
+    def rest(self) -> None:
+        time.sleep(3600)
+
+
+PARENT = """
+import os, sys, time
+sys.path.insert(0, {tests!r})
+import numpy as np
+from drama.envs import make_vector
+from vector_envs import Counter, Slow
+env = make_vector([Counter, Counter, {third}], num_workers=3)
+env.reset()
+print(*env.call("pid"), flush=True)
+if {stepping}:
+    env.send(np.array([0, 0, {action}]))
+time.sleep(3600)
+"""
+
+
+def parent(
+    third: str = "Counter", stepping: bool = False, action: int = COUNT
+) -> tuple[subprocess.Popen[str], list[int]]:
+    """A process with a vector environment, and the processes of its environments."""
+    code = PARENT.format(tests=str(Path(__file__).parent), third=third, stepping=stepping, action=action)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(set(pids)) == 3
+    assert pids[0] == process.pid
+    return process, pids
+
+
+@linux
+@pytest.mark.parametrize("state", [slowly("idle"), "hanging"])
+def test_killing_the_parent_leaves_nothing(state: str) -> None:
+    process, pids = parent(stepping=state == "hanging", action=HANG)
+    with process:
+        names = set(os.listdir("/dev/shm"))
+        process.kill()
+        process.wait()
+        wait_until(lambda: all(gone(pid) for pid in pids))
+        assert set(os.listdir("/dev/shm")) <= names
+
+
+@linux
+def test_ctrl_c_is_for_the_parent() -> None:
+    process, pids = parent()
+    with process:
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+        assert errors.count("KeyboardInterrupt") == 1
+        wait_until(lambda: all(gone(pid) for pid in pids))
+
+
+@linux
+def test_ctrl_c_while_waiting() -> None:
+    env = make_vector([Counter, functools.partial(Slow, 0.7)], num_workers=2)
+    with closing(env):
+        env.reset()
+        timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            env.step(np.zeros(2, int))
+        timer.join()
+        with pytest.raises(RuntimeError, match="cut short"):
+            env.step(np.zeros(2, int))
+        assert env.reset()[0].tolist() == [0, 0]
+        assert env.step(np.zeros(2, int))[0].tolist() == [1, 1]
+
+
+@linux
+def test_a_fork_keeps_its_hands_off() -> None:
+    env = make_vector([Counter] * 2, num_workers=2)
+    with closing(env):
+        env.reset()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                calls: list[Callable[[], object]] = [lambda: env.step(np.zeros(2, int)), env.reset, env.render]
+                for call in calls:
+                    with pytest.raises(RuntimeError, match="not to a fork"):
+                        call()
+                env.close()
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert env.step(np.zeros(2, int))[0].tolist() == [1, 1]
+
+
+@linux
+@pytest.mark.slow
+def test_threads_may_end() -> None:
+    """The workers belong to the process, not to the thread that made them."""
+    made: list[VectorEnv] = []
+    thread = threading.Thread(target=lambda: made.append(make_vector([Counter] * 2, num_workers=2)))
+    thread.start()
+    thread.join()
+    time.sleep(0.5)
+    with closing(made.pop()) as env:
+        env.reset()
+        assert env.step(np.zeros(2, int))[0].tolist() == [1, 1]
+
+
+@linux
+@pytest.mark.parametrize("way", ["twice", "del", *map(slowly, ("close", "unused", "busy", "terminate"))])
+def test_every_way_to_end(way: str) -> None:
+    before = holdings()
+    env = make_vector([Counter] * 3, num_workers=2)
+    assert holdings() != before
+    if way != "unused":
+        env.reset()
+        env.step(np.zeros(3, int))
+    if way == "busy":
+        env.send(np.zeros(3, int))
+    if way in ("close", "twice", "busy", "terminate"):
+        env.close(**({"terminate": True} if way == "terminate" else {}))
+        assert env.closed
+    if way == "twice":
+        env.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            env.step(np.zeros(3, int))
+    del env
+    gc.collect()
+    assert holdings() == before
+
+
+@linux
+@pytest.mark.parametrize("rounds", [2, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+def test_nothing_leaks(rounds: int) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def once(workers: int) -> None:
+        with closing(make_vector([Painter] * 4, num_workers=workers)) as env:
+            env.reset()
+            for _ in range(5):
+                env.step(np.zeros(4, int))
+
+    for workers in (0, 2):
+        once(workers)
+    gc.collect()
+    before, memory = holdings(), resident()
+    for index in range(rounds):
+        once(2 if index % 2 == 0 else 0)
+    for _ in range(rounds * 10):
+        once(0)
+    gc.collect()
+    assert holdings() == before
+    assert resident() - memory < 8 << 20
+
+
+def test_bad_arguments() -> None:
+    lock = threading.Lock()
+
+    def unpicklable() -> Counter:
+        assert lock
+        return Counter()
+
+    with pytest.raises(ValueError, match=r"env_fns: got none"):
+        make_vector([])
+    with pytest.raises(TypeError, match=r"env_fns\[1\]: got Counter, expected a function"):
+        make_vector([Counter, Counter()])  # type: ignore[list-item]
+    for workers in ("auto", None, 2):
+        with pytest.raises(ValueError, match=r"env_fns\[1\]: cannot be pickled.*lock"):
+            make_vector([Counter, unpicklable], num_workers=workers)
+    make_vector([Counter, unpicklable], num_workers=0).close()
+    make_vector([unpicklable]).close()
+    for arguments, message in (
+        (
+            {"autoreset_mode": "Never"},
+            r"autoreset_mode: got 'Never', expected one of 'NextStep', 'SameStep', 'Disabled'",
+        ),
+        ({"batch_size": 0}, "batch_size: got 0, expected an integer from 1 to 2"),
+        ({"batch_size": 3}, "batch_size: got 3, expected an integer from 1 to 2"),
+        ({"num_workers": -1}, "num_workers: got -1, expected an integer of at least 0"),
+        ({"on_worker_death": "ignore"}, "on_worker_death: got 'ignore', expected 'raise' or 'restart'"),
+        ({"timeout": 0}, "timeout: got 0, expected seconds above 0 or None"),
+        ({"timeout": 1, "num_workers": 0}, "num_workers: got 0, but timeout and .* need worker processes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_vector([Counter] * 2, **arguments)
+    for name, value in (("num_workers", "many"), ("batch_size", 1.5)):
+        with pytest.raises(TypeError, match=f"{name}: got {value!r}, expected an integer"):
+            make_vector([Counter] * 2, **{name: value})  # type: ignore[arg-type]
+
+
+class Wide(Counter):
+    action_space = spaces.Discrete(8)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_environments_must_have_the_same_spaces(workers: int) -> None:
+    with pytest.raises(ValueError, match=r"environment 2: action_space: got Discrete\(8\), expected Discrete\(7\)"):
+        make_vector([Counter, Counter, Wide], num_workers=workers)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_actions_change_nothing(workers: int) -> None:
+    with closing(make_vector([Counter] * 3, num_workers=workers)) as env:
+        with pytest.raises(RuntimeError, match="reset must come first"):
+            env.step(np.zeros(3, int))
+        env.reset()
+        for actions, message in (
+            (np.zeros(2, int), r"got shape \[2\], expected \[3\]"),
+            (np.zeros((3, 1), int), r"got dtype int64 and shape \(3, 1\), expected integers of shape \(3,\)"),
+            (np.zeros(3), r"got dtype float64 and shape \(3,\), expected integers"),
+            (np.array([0, 7, 0]), "got 7 for environment 1, expected 0 to 6"),
+            (np.array([0, 0, -1]), "got -1 for environment 2, expected 0 to 6"),
+            ("abc", "got dtype <U3 and shape .*, expected integers"),
+        ):
+            with pytest.raises(ValueError, match=f"actions: {message}"):
+                env.step(actions)
+        assert env.step(np.zeros(3, np.uint8))[0].tolist() == [1] * 3
+        assert env.step([0, 0, 0])[0].tolist() == [2] * 3
+        with pytest.raises(RuntimeError, match="recv: 0 environments have been sent actions, expected 3"):
+            env.recv()
+        env.send(np.zeros(2, int), [0, 2])
+        for call, message in (
+            (lambda: env.send(np.zeros(1, int), [2]), r"environments \[2\] have not been received"),
+            (lambda: env.send(np.zeros(3, int)), "env_ids must be given"),
+            (lambda: env.call("pid"), "recv first"),
+            (lambda: env.set_attr("limit", 3), "recv first"),
+            (env.get_state, "recv first"),
+        ):
+            with pytest.raises(RuntimeError, match=message):
+                call()
+        for ids in ([1, 1], [], [3], [-1]):
+            with pytest.raises(ValueError, match="env_ids: got"):
+                env.send(np.zeros(len(ids), int), ids)
+
+
+def test_bad_nested_actions() -> None:
+    with closing(make_vector([Nested] * 2, num_workers=0)) as env:
+        env.reset()
+        good = {"move": np.zeros(2, int), "push": (np.zeros((2, 2)), np.zeros((2, 2), int))}
+        env.step(good)
+        for change, message in (
+            ({"move": np.array([0, 2])}, r"actions\['move'\]: got .* expected values from -1 to 1"),
+            ({"push": (np.zeros((2, 2)),)}, r"actions\['push'\]: got 1, expected a tuple of 2"),
+            ({"push": (np.zeros(2), np.zeros((2, 2), int))}, r"actions\['push'\]\[0\]: got float64 and shape \(2,\)"),
+            ({"push": (np.zeros((2, 2)), np.zeros((2, 2)))}, r"actions\['push'\]\[1\]: got float64 .* int8"),
+            ({"push": (np.zeros((2, 2)), np.full((2, 2), 2))}, r"(?s)actions\['push'\]\[1\]: .* from 0 to 1"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                env.step({**good, **change})
+        with pytest.raises(ValueError, match=r"actions: got the keys \['move'\], expected a mapping"):
+            env.step({"move": good["move"]})
+
+
+@pytest.mark.parametrize("workers", [0, slowly(2)])
+def test_bad_observations_and_resets(workers: int) -> None:
+    env = make_vector([functools.partial(Liar, shape=(3,))] * 2, num_workers=workers)
+    with (
+        closing(env),
+        pytest.raises(EnvError, match=r"(?s)environment 0.*observation: got shape \(3,\), expected \(2,\)"),
+    ):
+        env.reset()
+    with closing(make_vector([functools.partial(Liar, shape=(2,))] * 2, num_workers=workers)) as env:
+        with pytest.raises(ValueError, match="seed: got 3 seeds, expected 2"):
+            env.reset(seed=[1, 2, 3])
+        with pytest.raises(TypeError, match=r"seed: got 1\.5, expected an integer"):
+            env.reset(seed=1.5)  # type: ignore[arg-type]
+        with pytest.raises(RuntimeError, match="all environments must have been reset"):
+            env.reset(options={"reset_mask": np.array([True, False])})
+        env.reset(seed=np.int64(3))  # type: ignore[arg-type]
+        for mask in (np.array([True]), np.zeros(2, bool), [True, False], np.array([1, 0])):
+            with pytest.raises((ValueError, TypeError), match=r"options\['reset_mask'\]: got"):
+                env.reset(options={"reset_mask": mask})
+        with pytest.raises(EnvError, match="got 4 values, expected observation, reward"):
+            env.step(np.zeros(2, int))
+
+
+class Liar(gymnasium.Env[Any, Any]):
+    """Does not keep to its spaces, nor to the form of a step."""
+
+    observation_space = spaces.Box(0, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed, options=options)
+        return np.zeros(self.shape, np.float32), {}
+
+    def step(self, action: np.int64) -> Any:
+        return np.zeros(2), float(action), False, False
