@@ -1,11 +1,47 @@
 """World-model reinforcement learning with Mamba-2 and a Rust replay buffer.
 
-The package root imports nothing heavy: `drama.replay` needs NumPy only, `drama.envs` needs the `atari` extra, and
-everything else the `train` extra.
+    run = drama.train("CartPole-v1", steps=15_000)
+    agent = drama.load(run.path)
+    action = agent.act(observation, first)
+
+Importing the package imports nothing heavy: `drama.replay` needs NumPy only, `drama.envs` needs the `atari` extra, and
+the names here the `train` extra, once they are used.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from drama.api import Run, train
+    from drama.config import Config, preset
+    from drama.results.agent import Agent, load
+    from drama.training.callbacks import Callback, MLflow, WandB
 
 __version__ = version("drama-rl")
 
-__all__ = ["__version__"]
+_HOMES = {
+    "Agent": "results.agent",
+    "Callback": "training.callbacks",
+    "Config": "config",
+    "MLflow": "training.callbacks",
+    "Run": "api",
+    "WandB": "training.callbacks",
+    "load": "results.agent",
+    "preset": "config",
+    "train": "api",
+}
+
+__all__ = ["Agent", "Callback", "Config", "MLflow", "Run", "WandB", "__version__", "load", "preset", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

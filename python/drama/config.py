@@ -2,15 +2,19 @@
 
 The presets are plain values: `paper` holds the numbers of the paper (arXiv 2410.08893), `paper-m` and `paper-l` are the
 same in larger sizes, `cpu` is what two cores can train in an evening, `small` learns the small tasks in minutes,
-`debug` runs in seconds.
+`vector` learns from numbers instead of images, `debug` runs in seconds.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
+import inspect
 import json
 import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -18,7 +22,7 @@ from typing import Any, Literal, get_type_hints
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """The Atari environment, with the options of Gymnasium's and ale_py's wrappers."""
+    """The environment. Those of Atari games alone have the names of Gymnasium's and ale_py's wrappers."""
 
     protocol: Literal["standard", "paper"] = "standard"
     """`standard`: up to 30 no-ops at reset, sampled actions. `paper`: no no-ops, greedy evaluation."""
@@ -46,6 +50,18 @@ class EnvConfig:
     """Only the sign of the reward."""
     max_frames: int = 108_000
     """Emulator frames after which an episode is truncated; 0 for no limit."""
+    imports: tuple[str, ...] = ()
+    """Modules to import first, such as one that registers environments with Gymnasium."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the environment, as JSON: {"continuous": true}. Not for Atari games and small tasks."""
+    render: bool = False
+    """See the rendered frames instead of the observations."""
+    without: tuple[str, ...] = ()
+    """Parts of a dictionary observation that are left out."""
+    action_repeat: int = 1
+    """Steps of the environment for each action, whose rewards are summed. Atari games have `frame_skip`."""
+    check: bool = True
+    """Stop where an observation is outside of its space."""
 
     @property
     def frame_size(self) -> tuple[int, int]:
@@ -70,11 +86,13 @@ class EnvConfig:
                 isinstance(probability, int | float) and 0 <= probability <= 1
             ),
         }
-        for name, least in {"frame_skip": 1, "frame_stack": 1, "noop_max": 0, "max_frames": 0}.items():
+        least_of = {"frame_skip": 1, "frame_stack": 1, "noop_max": 0, "max_frames": 0, "action_repeat": 1}
+        for name, least in least_of.items():
             value = getattr(self, name)
             fine = _is_whole(value, least) or (name == "noop_max" and value is None)
             checks[f"env.{name}: {value!r} must be a whole number of at least {least}"] = fine
-        for name in ("grayscale", "pool", "fire_reset", "full_action_space", "life_loss_terminal", "clip_rewards"):
+        flags = ("grayscale", "pool", "fire_reset", "full_action_space", "life_loss_terminal", "clip_rewards")
+        for name in (*flags, "render", "check"):
             value = getattr(self, name)
             checks[f"env.{name}: {value!r} must be True or False"] = isinstance(value, bool)
         _refuse(checks)
@@ -95,6 +113,16 @@ class VisionConfig:
     """The decoder's last activation."""
     mean_pixel_bias: bool = False
     """Start the decoder's last bias at the mean pixel of the first frames, which shortens the blank-frame plateau."""
+
+
+@dataclass(frozen=True)
+class VectorConfig:
+    """The encoder and decoder of observations that are numbers: multilayer perceptrons on their symlog."""
+
+    units: int = 256
+    """Width of each layer."""
+    layers: int = 2
+    """Layers of each."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +178,7 @@ class WorldModelConfig:
     """The world model and its losses."""
 
     vision: VisionConfig = field(default_factory=VisionConfig)
+    vector: VectorConfig = field(default_factory=VectorConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)
     sequence: SequenceConfig = field(default_factory=SequenceConfig)
     head_units: int = 256
@@ -159,7 +188,9 @@ class WorldModelConfig:
     bin_limit: float = 20.0
     """The bins span [-limit, limit] in symlog space."""
     reconstruction_scale: float = 1.0
-    """Weight of the squared error; small gray objects need more than the 1 that suits three colour channels."""
+    """Weight of the squared error of images; small gray objects need more than the 1 that suits three channels."""
+    vector_scale: float = 1.0
+    """Weight of the squared error of numbers, in symlog space."""
     motion_scale: float = 0.0
     """Extra weight of the pixels that change from the frame before or to the next, over the 1 that all have, so that
     small moving objects are seen at all; 0 as published."""
@@ -294,7 +325,8 @@ class Config:
     """One training run, resolved."""
 
     game: str = "Pong"
-    """Name of the Atari game, as in `ALE/<game>-v5`, or of a small task."""
+    """An Atari game in any case, as `pong` or `ALE/Pong-v5`; a small task; the id of an environment that is registered
+    with Gymnasium; or `package.module:function`, which returns one."""
     preset: str = "paper"
     """Name of the preset that the values started from."""
     steps: int = 100_000
@@ -408,10 +440,12 @@ def _structure(cls: Any, values: Any, where: str) -> Any:
     hints = get_type_hints(cls)
     if not isinstance(values, dict):
         raise ValueError(f"{where or 'config'}: expected an object, found {type(values).__name__}")
-    for name in hints.keys() ^ values.keys():
-        raise ValueError(f"{where}{name}: {'unknown' if name in values else 'missing'} field")
+    for name in values.keys() - hints.keys():
+        raise ValueError(f"{where}{name}: unknown field{did_you_mean(name, hints)}")
     out = {}
     for name, hint in hints.items():
+        if name not in values:  # of a file from before the field: its default is what the code did then
+            continue
         value = values[name]
         if dataclasses.is_dataclass(hint):
             value = _structure(hint, value, f"{where}{name}.")
@@ -555,7 +589,44 @@ def _debug() -> Config:
     )
 
 
-PRESETS = {"paper": _paper, "paper-m": _paper_m, "paper-l": _paper_l, "cpu": _cpu, "small": _small, "debug": _debug}
+def _vector() -> Config:
+    cpu = _cpu()
+    return dataclasses.replace(
+        cpu,
+        game="CartPole-v1",
+        preset="vector",
+        steps=15_000,
+        env=EnvConfig(),
+        world_model=dataclasses.replace(
+            cpu.world_model,
+            vector=VectorConfig(units=128, layers=2),
+            latent=LatentConfig(variables=16, classes=16),
+            sequence=dataclasses.replace(cpu.world_model.sequence, width=128),
+        ),
+        train=dataclasses.replace(
+            cpu.train,
+            agent_start=0,
+            start_step=500,
+            train_every=2,
+            batch_size=16,
+            batch_length=32,
+            horizon=15,
+            world_model_lr=1e-3,
+            warmup_updates=100,
+            statistics_frames=0,
+        ),
+    )
+
+
+PRESETS = {
+    "paper": _paper,
+    "paper-m": _paper_m,
+    "paper-l": _paper_l,
+    "cpu": _cpu,
+    "small": _small,
+    "vector": _vector,
+    "debug": _debug,
+}
 
 
 def preset(name: str) -> Config:
@@ -563,6 +634,62 @@ def preset(name: str) -> Config:
     if name not in PRESETS:
         raise ValueError(f"preset: {name!r} is unknown{did_you_mean(name, PRESETS)}; there are {', '.join(PRESETS)}")
     return PRESETS[name]()
+
+
+def with_options(config: Config, options: Mapping[str, Any]) -> Config:
+    """`config` with other values for the fields that `options` names, as in `{"train.batch_size": 8}`.
+
+    Raises ValueError for a field that there is none of; the message names the nearest ones.
+    """
+    for name, value in options.items():
+        config = _replaced(config, name, name.split("."), value)
+    return config
+
+
+def _replaced(config: Any, name: str, path: Sequence[str], value: Any) -> Any:
+    fields = [field.name for field in dataclasses.fields(config)]
+    if path[0] not in fields or (len(path) > 1) != dataclasses.is_dataclass(getattr(config, path[0])):
+        known = [*_names(Config())]
+        raise ValueError(f"options: {name!r} is no field of the config{did_you_mean(name, known)}")
+    if len(path) > 1:
+        value = _replaced(getattr(config, path[0]), name, path[1:], value)
+    return dataclasses.replace(config, **{path[0]: tuple(value) if isinstance(value, list) else value})
+
+
+def _names(config: Any, prefix: str = "") -> Iterator[str]:
+    """The names of all fields, as `with_options` takes them."""
+    for field_ in dataclasses.fields(config):
+        value = getattr(config, field_.name)
+        if dataclasses.is_dataclass(value):
+            yield from _names(value, f"{prefix}{field_.name}.")
+        else:
+            yield f"{prefix}{field_.name}"
+
+
+def option_docs() -> dict[str, str]:
+    """What each field is, by the name that `with_options` takes: the text below it in this file."""
+    return dict(_docs(Config, "", _texts()))
+
+
+def _texts() -> dict[str, dict[str, str]]:
+    """The text below each field, by class."""
+    found: dict[str, dict[str, str]] = {}
+    for node in ast.parse(inspect.getsource(sys.modules[__name__])).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        texts = found[node.name] = {}
+        for field_, text in zip(node.body, node.body[1:], strict=False):
+            if isinstance(field_, ast.AnnAssign) and isinstance(field_.target, ast.Name) and isinstance(text, ast.Expr):
+                texts[field_.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
+    return found
+
+
+def _docs(cls: Any, prefix: str, texts: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, str]]:
+    for name, hint in get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _docs(hint, f"{prefix}{name}.", texts)
+        else:
+            yield f"{prefix}{name}", texts[cls.__name__].get(name, "")
 
 
 def did_you_mean(name: str, known: Any) -> str:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from drama.agent.imagination import Trajectory
 from drama.agent.normalize import ReturnScale, RunningNorm
+from drama.agent.policy import Distribution, distribution, outputs
 from drama.agent.ppo import approximate_kl, clipped_loss
 from drama.agent.returns import lambda_return
 from drama.config import AgentConfig
-from drama.models import latent
+from drama.interface import Choices, Continuous
 from drama.models.heads import TwoHot, mlp
 
 
@@ -21,7 +22,7 @@ class Targets(NamedTuple):
     """Imagined steps with what the losses want of them; every tensor has the same leading axis."""
 
     features: Tensor  # [N, features]
-    action: Tensor  # [N]
+    action: Tensor  # [N] or [N, K]
     weight: Tensor  # [N]
     advantage: Tensor  # [N], normalised
     returns: Tensor  # [N], lambda-returns with the critic's values
@@ -37,12 +38,13 @@ class ActorCritic(nn.Module):
     them; they change only in `observe_features`, `targets` and `update_slow_critic`.
     """
 
-    def __init__(self, config: AgentConfig, features: int, actions: int, two_hot: TwoHot) -> None:
+    def __init__(self, config: AgentConfig, features: int, action: Choices | Continuous, two_hot: TwoHot) -> None:
         super().__init__()
+        self.action = action
         self.config = config
         self.normalize = RunningNorm(features)
-        # Near-zero output layers: the first policy is uniform, the first values are 0.
-        self.actor = mlp(features, config.actor_units, config.layers, actions, output_scale=0.01)
+        # Near-zero output layers: the first policy is uniform, or around 0, the first values are 0.
+        self.actor = mlp(features, config.actor_units, config.layers, outputs(action), output_scale=0.01)
         # Where huge bins count in full, even a little noise among them would be a huge value.
         scale = 0.0 if two_hot.raw else 0.01
         self.critic = mlp(features, config.critic_units, config.layers, two_hot.bins.shape[0], output_scale=scale)
@@ -50,16 +52,16 @@ class ActorCritic(nn.Module):
         self.two_hot = two_hot
         self.return_scale = ReturnScale(config.return_scale_decay)
 
-    def log_policy(self, features: Tensor) -> Tensor:
-        """Log-probabilities `[..., actions]` of the actions at features `[..., features]`."""
+    def policy(self, features: Tensor) -> Distribution:
+        """The distribution of actions at features `[..., features]`."""
         seen = self.normalize(features) if self.config.normalize else features
-        return latent.mixed_log_probs(self.actor(seen), self.config.unimix)
+        return distribution(self.action, self.actor(seen), self.config.unimix)
 
     @torch.no_grad()
     def act(self, features: Tensor, *, greedy: bool = False) -> Tensor:
-        """Actions `[B]` at features `[B, features]`: the most probable, or a sample."""
-        log_probs = self.log_policy(features)
-        return log_probs.argmax(-1) if greedy else latent.sample(log_probs).argmax(-1)
+        """Actions `[B]` or `[B, K]` at features `[B, features]`: the most probable, or a sample."""
+        policy = self.policy(features)
+        return policy.mode() if greedy else policy.sample()
 
     @torch.no_grad()
     def targets(self, trajectory: Trajectory) -> tuple[Targets, dict[str, Tensor]]:
@@ -82,7 +84,7 @@ class ActorCritic(nn.Module):
             advantage=(returns - value[:, :-1]) / scale,
             returns=returns,
             slow_returns=slow_returns,
-            log_prob=_chosen(self.log_policy(states), trajectory.action),
+            log_prob=self.policy(states).log_prob(trajectory.action),
         )
         watched = {
             "return": _weighted_mean(returns, weight),
@@ -98,9 +100,9 @@ class ActorCritic(nn.Module):
         def mean(x: Tensor) -> Tensor:
             return _weighted_mean(x, targets.weight)
 
-        log_policy = self.log_policy(targets.features)
-        log_prob = _chosen(log_policy, targets.action)
-        entropy = mean(-(log_policy.exp() * log_policy).sum(-1))
+        policy = self.policy(targets.features)
+        log_prob = policy.log_prob(targets.action)
+        entropy = mean(policy.entropy())
         if self.config.policy == "ppo":
             policy_loss = mean(clipped_loss(log_prob, targets.log_prob, targets.advantage, self.config.ppo_clip))
         else:
@@ -129,7 +131,3 @@ class ActorCritic(nn.Module):
 
 def _weighted_mean(x: Tensor, weight: Tensor) -> Tensor:
     return (x * weight).sum() / weight.sum().clamp(min=1)
-
-
-def _chosen(log_policy: Tensor, action: Tensor) -> Tensor:
-    return log_policy.gather(-1, action[..., None]).squeeze(-1)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from drama.agent.actor_critic import ActorCritic
+from drama.interface import Observations
+from drama.models.observation import Parts
 from drama.models.sequence.base import State
-from drama.models.world_model import WorldModel
+from drama.models.world_model import Belief, WorldModel
 from drama.runtime.device import one_thread
 from drama.runtime.recording import Recorded, uncached
 
@@ -20,12 +22,27 @@ FEW = 8
 """Environments whose frames one thread encodes sooner than several do."""
 
 
-class Player:
-    """Picks actions for a batch of environments, one recurrent step of the world model per frame.
+class Seen(NamedTuple):
+    """What an action is chosen from."""
 
-    The actor sees `[z_t, d_{t-1}]`: the posterior of the current frame (or, with `act_on="prior"`, the latent predicted
-    for it) and the carried output of the sequence model.
-    Both networks must be in evaluation mode. With `record` a CUDA device replays one recording for each step.
+    obs: Parts  # by part, [N, ...]
+    first: torch.Tensor  # [N] bool
+    belief: Belief  # after the step before
+
+
+class Acted(NamedTuple):
+    """The actions `[N]` or `[N, K]`, and the belief after them."""
+
+    action: torch.Tensor
+    belief: Belief
+
+
+class Player:
+    """Picks actions for a batch of environments, one recurrent step of the world model per observation.
+
+    The actor sees `[z_t, d_{t-1}]`: the posterior of the present observation (or, with `act_on="prior"`, the latent
+    predicted for it) and the carried output of the sequence model. Both networks must be in evaluation mode. With
+    `record` a CUDA device replays one recording for each step.
     """
 
     def __init__(
@@ -35,59 +52,41 @@ class Player:
         self._agent = agent
         self._greedy = greedy
         self._act_on = agent.config.act_on
-        self._device = next(model.parameters()).device
-        self._d = torch.zeros(num_envs, model.width, device=self._device)
-        self._state = model.initial_state(num_envs)
+        self._belief = model.initial_belief(num_envs)._replace(first=None)
         self._next: Callable[[Seen], Acted] = self._act
-        if record and self._device.type == "cuda":
+        if record and model.device.type == "cuda":
             self._next = Recorded(
-                "acting", uncached(self._act), lambda found, expected: (found.d - expected.d).abs().max()
+                "acting", uncached(self._act), lambda found, expected: (found.belief.d - expected.belief.d).abs().max()
             )
 
-    def act(self, obs: NDArray[np.uint8], is_first: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Actions `[N]` for frames `obs[N, H, W, C]`; where `is_first[N]` the memory is dropped first."""
-        frames, first = (torch.from_numpy(array).to(self._device) for array in (obs, is_first))
-        with one_thread() if len(obs) <= FEW else nullcontext():
-            action, self._d, self._state = self._next(Seen(frames, first, self._d, self._state))
-        result: NDArray[np.int64] = action.cpu().numpy()
+    def act(self, obs: Observations, is_first: NDArray[np.bool_]) -> NDArray[Any]:
+        """Actions `[N]` or `[N, K]` for observations by part; where `is_first[N]` the memory is dropped first."""
+        device = self._model.device
+        parts = {name: torch.from_numpy(array).to(device) for name, array in obs.items()}
+        first = torch.from_numpy(is_first).to(device)
+        with one_thread() if len(is_first) <= FEW else nullcontext(), self._model.autocast():
+            action, self._belief = self._next(Seen(parts, first, self._belief))
+        result: NDArray[Any] = action.cpu().numpy()
         return result
 
     @torch.no_grad()
     def _act(self, seen: Seen) -> Acted:
-        frames, first, d, state = seen
-        z = self._model.sample(self._model.encode(frames))
-        d = d * ~self._model.forgets(first)[:, None]
-        shown = z
-        if self._act_on == "prior":  # nothing predicts the first frame of an episode
-            shown = torch.where(first[:, None], z, self._model.sample(self._model.predict_latent(d)))
-        action = self._agent.act(torch.cat([shown, d], dim=-1).float(), greedy=self._greedy)
-        d, state = self._model.step(z, action, first, state)
-        return Acted(action, d.float(), state)
+        predicted = seen.belief.z
+        belief = self._model.observe(seen.belief, seen.obs, seen.first)
+        shown = belief
+        if self._act_on == "prior":  # nothing predicts the first observation of an episode
+            shown = belief._replace(z=torch.where(seen.first[:, None], belief.z, predicted))
+        action = self._agent.act(shown.features, greedy=self._greedy)
+        return Acted(action, self._model.advance(belief, action))
 
-    def get_state(self) -> tuple[torch.Tensor, State]:
+    def get_state(self) -> tuple[torch.Tensor, torch.Tensor, State]:
         """The memory of all environments, for a checkpoint: tensors in plain tuples."""
-        return self._d, _plain(self._state)
+        return self._belief.z, self._belief.d, _plain(self._belief.state)
 
-    def set_state(self, state: tuple[torch.Tensor, State]) -> None:
+    def set_state(self, state: tuple[torch.Tensor, torch.Tensor, State]) -> None:
         """Go on from what `get_state` returned."""
-        self._d, self._state = state
-
-
-class Seen(NamedTuple):
-    """What an action is chosen from."""
-
-    frames: torch.Tensor  # [N, H, W, C] uint8
-    first: torch.Tensor  # [N] bool
-    d: torch.Tensor  # [N, width]
-    state: State
-
-
-class Acted(NamedTuple):
-    """The actions `[N]`, and the memory after them."""
-
-    action: torch.Tensor
-    d: torch.Tensor
-    state: State
+        z, d, memory = state
+        self._belief = Belief(z, d, None, memory)
 
 
 def _plain(state: State) -> State:

@@ -7,8 +7,9 @@ import dataclasses
 import io
 import json
 import platform
+import textwrap
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,28 +18,97 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 import tyro
+from rich import progress
+from rich.console import Console
 
 from drama import __version__
-from drama.config import Config, preset
-from drama.envs import game_names, make_env
+from drama.api import choose_preset, default_run
+from drama.config import PRESETS, Config, option_docs, preset
+from drama.envs import game_names, known_game, make_env, read_interface
 from drama.results.cost import milliseconds, multiply_adds
 from drama.results.dream import dream_run
-from drama.results.evaluation import evaluate_run
+from drama.results.evaluation import check_loadable, evaluate_run
+from drama.results.export import export_run
 from drama.results.play import Dream, Window, frames_per_second, play_agent, play_dream, watch
 from drama.runtime.device import resolve_device, resolve_precision
-from drama.training import checkpoint
+from drama.training.collector import make_replay
 from drama.training.learner import Learner
 from drama.training.metrics import encode_picture, encode_video
 from drama.training.pictures import dream_strip
-from drama.training.progress import ProgressDisplay
-from drama.training.trainer import Trainer, make_replay
+from drama.training.progress import Progress
+from drama.training.trainer import Trainer
 
 T = TypeVar("T")
+C = TypeVar("C", bound=Config)
+MATTERS = (
+    "steps",
+    "seed",
+    "preset",
+    "run",
+    "device",
+    "threads",
+    "env.kwargs",
+    "env.size",
+    "train.num-envs",
+    "log.eval-episodes",
+)
+"""The options of `drama train` that matter first."""
+_REGISTRY = tyro.constructors.ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _json_object(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[dict[str, Any]] | None:
+    """A dictionary is given as JSON."""
+    if info.type_origin is not dict:
+        return None
+
+    def read(args: list[str]) -> dict[str, Any]:
+        try:
+            value = json.loads(args[0])
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{args[0]!r} is not JSON ({error})") from error
+        if not isinstance(value, dict):
+            raise ValueError(f'{args[0]!r} is no JSON object, such as {{"name": 1}}')
+        return value
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=read,
+        is_instance=lambda x: isinstance(x, dict),
+        str_from_instance=lambda x: [json.dumps(x)],
+    )
+
+
+def short_help() -> str:
+    """The help of `drama train`: the options that matter first."""
+    docs = {"run": "Folder of the run, which must not exist; by default runs/GAME-PRESET-seedN."} | option_docs()
+    docs["preset"] = f"Where other values come from; by default by device and observations: {', '.join(PRESETS)}."
+    lines = [
+        f"  --{name:20} {textwrap.fill(docs[name.replace('-', '_')], 92, subsequent_indent=' ' * 25)}"
+        for name in MATTERS
+    ]
+    return "\n".join(
+        [
+            "usage: drama train GAME [options]",
+            "       drama train --resume RUN [--steps N]",
+            "",
+            "Train a world model and an agent in an environment. GAME is an Atari game in any case, a small task",
+            "(`drama games` lists both), the id of an environment that is registered with Gymnasium, or",
+            "package.module:function.",
+            "",
+            *lines,
+            "",
+            f"These are {len(MATTERS)} of {len(option_docs())} options; `drama train --help-all` shows the others.",
+        ]
+    )
 
 
 @dataclass(frozen=True)
 class TrainArgs(Config):
-    """Train an agent on an Atari game. `drama train --resume RUN` goes on with a run instead.
+    """Train an agent in an environment. `drama train --resume RUN` goes on with a run instead.
 
     Every field of the config is an option; the preset gives the values that are not named.
     """
@@ -54,6 +124,8 @@ class ResumeArgs:
 
     resume: Path
     """Folder of the run."""
+    game: tyro.conf.Positional[str | None] = None
+    """May be named again."""
     steps: int | None = None
     """Train up to this step instead of the config's."""
 
@@ -78,6 +150,18 @@ class EvalArgs:
     """auto, cpu or cuda."""
     json: bool = False
     """Print the whole result as JSON."""
+
+
+@dataclass(frozen=True)
+class ExportArgs:
+    """Write a trained agent into a small folder that eval, dream, play, report and `drama.load` take like a run."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    out: Path
+    """The folder to write, or the run's own."""
+    checkpoint: int | None = None
+    """Step of the checkpoint; by default the last."""
 
 
 @dataclass(frozen=True)
@@ -145,25 +229,37 @@ class InfoArgs(Config):
 
 def train(args: Sequence[str]) -> int:
     """`drama train`."""
+    if "--help" in args or "-h" in args:
+        print(short_help())
+        return 0
+    args = ["--help" if arg == "--help-all" else arg for arg in args]
+    display = Progress()
     if any(arg == "--resume" or arg.startswith("--resume=") for arg in args):
-        resume = _parse(ResumeArgs, args, "train")
-        trainer = Trainer.resume(resume.resume, steps=resume.steps)
+        resume = _parse(ResumeArgs, args, "train --resume RUN")
+        if resume.game is not None and resume.resume.is_dir():
+            named, of = (
+                known_game(game) or game for game in (resume.game, Config.load(resume.resume / "config.json").game)
+            )
+            if named != of:
+                raise ValueError(f"game: {resume.resume} is a run in {of}, not in {named}")
+        trainer = Trainer.resume(resume.resume, steps=resume.steps, callbacks=[display])
         print(f"going on with {trainer.run} at step {trainer.step}")
     else:
-        parsed = _parse(TrainArgs, args, "train", _defaults(TrainArgs, args))
-        config = _config(parsed)
-        run = parsed.run or Path("runs") / f"{config.game.lower()}-{config.preset}-seed{config.seed}"
-        trainer = Trainer(config, run)
+        config, why, run = _train_config(args)
+        if why is not None:
+            print(f"{why}; --preset NAME takes another of {', '.join(PRESETS)}")
+        trainer = Trainer(config, run or default_run(config), callbacks=[display])
     run, config = trainer.run, trainer.config
     # What TensorBoard's thread fails to write is told here, by the next write, in one line instead of a traceback.
     threading.excepthook = lambda failure: None if failure.exc_type is OSError else threading.__excepthook__(failure)
-    with ProgressDisplay(config.steps, trainer.step) as display:
-        finished = trainer.train(display)
+    finished = trainer.train()
     if not finished:
         print(f"stopped at step {trainer.step}; `drama train --resume {run}` goes on")
         return 130
     if config.log.eval_episodes:
-        _print_evaluation(evaluate_run(run, episodes=config.log.eval_episodes, device=config.device))
+        with _counting("evaluating", config.log.eval_episodes) as told:
+            result = evaluate_run(run, episodes=config.log.eval_episodes, device=config.device, told=told)
+        _print_evaluation(result)
     _write_dream(DreamArgs(run, device=config.device))
     print(
         f"results: {run}/\n"
@@ -175,22 +271,48 @@ def train(args: Sequence[str]) -> int:
     return 0
 
 
+def _train_config(args: Sequence[str]) -> tuple[Config, str | None, Path | None]:
+    """The config that the arguments of `drama train` mean, how its preset was chosen, and the folder."""
+    parsed, why = _configured(TrainArgs, args, "train")
+    return _config(parsed), why, parsed.run
+
+
+def _configured(cls: type[C], args: Sequence[str], command: str) -> tuple[C, str | None]:
+    """Arguments whose defaults are those of the preset, and how that was chosen, or None if it was named."""
+    name, why = _named_preset(args), None
+    if name is None:
+        # What is shown decides, so the environment's options are read first.
+        first = _parse(cls, args, command, _defaults(cls, "cpu"))
+        name, why = choose_preset(known_game(first.game) or first.game, first.env, first.device)
+    parsed = _parse(cls, args, command, _defaults(cls, name))
+    return dataclasses.replace(parsed, game=known_game(parsed.game) or parsed.game, preset=name), why
+
+
 def eval(args: Sequence[str]) -> int:
     """`drama eval`."""
     parsed = _parse(EvalArgs, args, "eval")
-    result = evaluate_run(
-        parsed.run,
-        episodes=parsed.episodes,
-        protocol=parsed.protocol,
-        greedy=parsed.greedy,
-        step=parsed.checkpoint,
-        seed=parsed.seed,
-        device=parsed.device,
-    )
+    with _counting("evaluating", parsed.episodes) as told:
+        result = evaluate_run(
+            parsed.run,
+            episodes=parsed.episodes,
+            protocol=parsed.protocol,
+            greedy=parsed.greedy,
+            step=parsed.checkpoint,
+            seed=parsed.seed,
+            device=parsed.device,
+            told=told,
+        )
     if parsed.json:
         print(json.dumps(result, indent=2))
     else:
         _print_evaluation(result)
+    return 0
+
+
+def export(args: Sequence[str]) -> int:
+    """`drama export`."""
+    parsed = _parse(ExportArgs, args, "export")
+    print(f"exported: {export_run(parsed.run, parsed.out, step=parsed.checkpoint)}")
     return 0
 
 
@@ -205,6 +327,9 @@ def report(args: Sequence[str]) -> int:
     parsed = _parse(ReportArgs, args, "report")
     if not parsed.runs:
         raise ValueError("runs: name at least one run folder")
+    for run in parsed.runs:
+        if not run.is_dir():
+            raise ValueError(f"{run}: no such run folder")
     from drama.results.page import write_report
     from drama.results.report import make_report  # these need the extra `report`
 
@@ -226,7 +351,7 @@ def play(args: Sequence[str]) -> int:
     for name, value, least in (("episodes", parsed.episodes, 1), ("seed", parsed.seed, 0)):
         if value < least:
             raise ValueError(f"{name}: {value} must be at least {least}")
-    checkpoint.latest(parsed.run)
+    check_loadable(parsed.run)
     fps = frames_per_second(Config.load(parsed.run / "config.json"), parsed.speed)
     if parsed.dream:
         world = Dream(parsed.run, seed=parsed.seed, device=parsed.device)
@@ -241,9 +366,11 @@ def play(args: Sequence[str]) -> int:
         return 0
     scores: dict[int, float] = {}
     pictures = []
-    for played in steps:
-        pictures.append(played.picture)
-        scores[played.episode] = played.score
+    with _counting("recording steps", None) as told:
+        for played in steps:
+            pictures.append(played.picture)
+            scores[played.episode] = played.score
+            told(len(pictures))
     parsed.out.write_bytes(encode_video(np.stack(pictures), parsed.out.suffix, fps=fps))
     print(f"scores: {', '.join(f'{score:g}' for score in scores.values())}\nrecording: {parsed.out}")
     return 0
@@ -251,7 +378,7 @@ def play(args: Sequence[str]) -> int:
 
 def info(args: Sequence[str]) -> int:
     """`drama info`."""
-    parsed = _parse(InfoArgs, args, "info", _defaults(InfoArgs, args))
+    parsed, _ = _configured(InfoArgs, args, "info")
     facts = describe(_config(parsed), measure=parsed.measure)
     if parsed.json:
         print(json.dumps(facts, indent=2))
@@ -288,16 +415,14 @@ def describe(config: Config, *, measure: bool = False) -> dict[str, Any]:
     config.validate()
     device = resolve_device(config.device)
     env = make_env(config.game, config.env)
-    shape = env.observation_space.shape
-    assert shape is not None
-    actions = int(env.action_space.n)
-    learner = Learner(config, shape[-1], actions, device)
-    replay = make_replay(config, shape)
+    interface = read_interface(env)
+    learner = Learner(config, interface, device)
+    replay = make_replay(config, interface)
     packages = ("numpy", "torch", "gymnasium", "ale-py")
     return {
         "game": config.game,
         "preset": config.preset,
-        "actions": actions,
+        "actions": interface.action.width,
         "parameters": {
             name: {
                 part: count
@@ -306,7 +431,7 @@ def describe(config: Config, *, measure: bool = False) -> dict[str, Any]:
             }
             for name, network in (("world_model", learner.world_model), ("agent", learner.agent))
         },
-        "multiply_adds": multiply_adds(config, shape[-1], actions),
+        "multiply_adds": multiply_adds(config, interface),
         "milliseconds": milliseconds(config, learner, env) if measure else None,
         "replay_rows": replay.capacity,
         "replay_bytes": replay.nbytes,
@@ -326,7 +451,7 @@ def _parse(cls: type[T], args: Sequence[str], command: str, default: Any = None)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            parsed: T = tyro.cli(cls, args=args, prog=f"drama {command}", default=default)
+            parsed: T = tyro.cli(cls, args=args, prog=f"drama {command}", default=default, registry=_REGISTRY)
             return parsed
     except SystemExit as stop:
         if not stop.code:
@@ -336,15 +461,30 @@ def _parse(cls: type[T], args: Sequence[str], command: str, default: Any = None)
         raise ValueError(f"{text} (`drama {command} --help` shows all options)") from None
 
 
-def _defaults(cls: type[T], args: Sequence[str]) -> T:
-    """An instance of the Config subclass `cls` with the values of the preset that `args` names, the game missing."""
-    name = "paper"
+def _named_preset(args: Sequence[str]) -> str | None:
+    """The preset that the arguments name; None where they name none, or `auto`."""
+    name = None
     for arg, following in zip(args, [*args, ""][1:], strict=True):
         if arg.partition("=")[0] == "--preset":
             name = arg.partition("=")[2] or following
+    return None if name == "auto" else name
+
+
+def _defaults(cls: type[C], name: str) -> C:
+    """An instance of the Config subclass `cls` with the values of the preset `name`, the game missing."""
     base = preset(name)
     values = {field.name: getattr(base, field.name) for field in dataclasses.fields(Config)}
     return cls(**values | {"game": tyro.MISSING})
+
+
+@contextlib.contextmanager
+def _counting(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show on a terminal how many of `total` are done; gives what is to be told of it."""
+    columns = (progress.TextColumn(what), progress.BarColumn(), progress.TextColumn("{task.completed:,.0f}"))
+    console = Console(stderr=True)
+    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.update(task, completed=count)
 
 
 def _config(parsed: Config) -> Config:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from drama import __version__
 from drama.config import PRESETS, did_you_mean
 
 COMMANDS = {
-    "train": "train an agent on an Atari game, or go on with a run",
+    "train": "train an agent in an Atari game or any Gymnasium environment, or go on with a run",
     "eval": "play episodes with a trained agent and score them",
     "dream": "write a video of what the world model sees and imagines",
     "report": "write a page of curves, scores and dreams of runs, beside published scores",
     "play": "show or record the agent, or play inside its world model",
+    "export": "write a trained agent into a small folder",
     "info": "show parameter counts, memory and versions",
     "games": "list the games",
 }
@@ -57,6 +58,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (ValueError, FloatingPointError) as error:
         _fail(" ".join(str(error).split()))
+    except RuntimeError as error:
+        if type(error).__name__ not in ("EnvError", "EnvFailed"):  # their module is heavy, and may not be installed
+            raise
+        inner: Any = error if hasattr(error, "text") else error.__cause__
+        print(inner.text.rstrip(), file=sys.stderr)
+        _fail(str(error).splitlines()[0])
     except KeyboardInterrupt:
         print("drama: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -73,7 +80,7 @@ def _help() -> str:
             "commands:",
             *(f"  {name:{width}}  {text}" for name, text in COMMANDS.items()),
             "",
-            "`drama COMMAND --help` shows the options of a command. To begin: drama train Pong --preset cpu",
+            "`drama COMMAND --help` shows the options of a command. To begin: drama train Pong",
             f"Presets: {', '.join(PRESETS)}.",
         ]
     )

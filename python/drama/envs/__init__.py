@@ -1,13 +1,25 @@
-"""Environments: Atari, and small tasks for a quick check. All need the `atari` extra.
+"""Environments: Atari, small tasks for a quick check, and any of Gymnasium's. All need the `atari` extra.
 
-An environment here is a `gymnasium.Env` of uint8 frames `[H, W, C]` and discrete actions, whose `info` tells `lives`
-and `life_lost`, and whose `get_state` and `set_state` let a run resume exactly.
-`make_vector` steps several at once, of these or any other kind.
+`make_env` makes one as this package trains on it (see `Adapted`). Atari games and small tasks have uint8 frames
+`[H, W, C]` and discrete actions; their `get_state` and `set_state` let a run resume exactly.
+`make_vector` steps several at once, of these or any other kind, as they are.
 """
 
+from drama.envs.adapt import Adapted, read_interface
 from drama.envs.atari import AtariEnv, atari_games
 from drama.envs.frames import FrameEnv
-from drama.envs.making import game_names, make_atari, make_env, make_frames, make_vector, register
+from drama.envs.making import (
+    env_maker,
+    game_names,
+    given_name,
+    interface_of,
+    known_game,
+    make_atari,
+    make_env,
+    make_frames,
+    make_vector,
+    register,
+)
 from drama.envs.processes import WorkerDied
 from drama.envs.small import Catch
 from drama.envs.vector import VectorEnv
@@ -16,6 +28,7 @@ from drama.envs.worker import EnvError
 register()
 
 __all__ = [
+    "Adapted",
     "AtariEnv",
     "Catch",
     "EnvError",
@@ -23,9 +36,14 @@ __all__ = [
     "VectorEnv",
     "WorkerDied",
     "atari_games",
+    "env_maker",
     "game_names",
+    "given_name",
+    "interface_of",
+    "known_game",
     "make_atari",
     "make_env",
     "make_frames",
     "make_vector",
+    "read_interface",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
 import ale_py
@@ -102,20 +101,19 @@ class AtariEnv(FrameEnv):
         screen: Frame = self._env.ale.getScreenRGB()
         return screen
 
-    def get_state(self) -> bytes:
-        return pickle.dumps(
-            {
-                "ale": self._env.ale.cloneSystemState(),
-                "stepper": self._stepper.state(),
-                "random": self._env.np_random.bit_generator.state,
-            }
-        )
+    def get_state(self) -> dict[str, Any]:
+        return {
+            "ale": self._env.ale.cloneSystemState().__getstate__(),
+            "stepper": self._stepper.state(),
+            "random": self._env.np_random.bit_generator.state,
+        }
 
-    def set_state(self, state: bytes) -> None:
-        values = pickle.loads(state)
-        self._env.ale.restoreSystemState(values["ale"])
-        self._stepper.set_state(values["stepper"])
-        self._env.np_random.bit_generator.state = values["random"]
+    def set_state(self, state: dict[str, Any]) -> None:
+        system = ale_py.ALEState.__new__(ale_py.ALEState)
+        system.__setstate__(state["ale"])
+        self._env.ale.restoreSystemState(system)
+        self._stepper.set_state(state["stepper"])
+        self._env.np_random.bit_generator.state = state["random"]
 
     def _restart(self, seed: int | None) -> None:
         """A new game; with a seed, random numbers begin again."""

@@ -47,11 +47,11 @@ class FrameEnv(gymnasium.Env[Frame, np.int64], ABC):
         """`step` that writes the observation to `out`; gives reward, terminated, truncated, info."""
 
     @abstractmethod
-    def get_state(self) -> bytes:
-        """Everything that decides the future of this environment, random numbers included."""
+    def get_state(self) -> dict[str, Any]:
+        """Everything that decides the future of this environment, random numbers included, as plain values."""
 
     @abstractmethod
-    def set_state(self, state: bytes) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         """Go on from what `get_state` returned, in any process."""
 
     def _seed(self, seed: int | None, options: dict[str, Any] | None) -> None:

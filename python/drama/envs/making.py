@@ -1,40 +1,176 @@
-"""Making vectors of environments, from functions or by name, and telling gymnasium of them."""
+"""Making environments by name or from functions, vectors of them, and telling gymnasium of those of this package."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
 
 import gymnasium
 from gymnasium.vector import AutoresetMode
 
 from drama.config import EnvConfig, did_you_mean
+from drama.envs.adapt import Adapted, read_interface
 from drama.envs.atari import AtariEnv, atari_games
 from drama.envs.frames import FrameEnv
 from drama.envs.small import Catch, Doorway, GridTask, Recall
 from drama.envs.vector import VectorEnv
 from drama.envs.worker import EnvError
+from drama.interface import Interface
 
 make_vector = VectorEnv  # the name that goes with `make_atari`
 SMALL: dict[str, type[GridTask]] = {"Catch": Catch, "Doorway": Doorway, "Recall": Recall}
+EMULATOR = (
+    "frame_skip",
+    "pool",
+    "frame_stack",
+    "noop_max",
+    "fire_reset",
+    "repeat_action_probability",
+    "full_action_space",
+    "max_frames",
+)
+"""Options of Atari games alone."""
+MakeEnv: TypeAlias = Callable[..., gymnasium.Env[Any, Any]]
+_given: dict[str, MakeEnv] = {}
 
 
 def game_names() -> list[str]:
-    """All names that `make_env` takes."""
+    """The Atari games and small tasks."""
     return [*atari_games(), *SMALL]
 
 
-def make_env(game: str, config: EnvConfig | None = None) -> FrameEnv:
-    """Make the Atari game or small task `game`. Raises ValueError that names the nearest ones if there is none."""
+def given_name(make: MakeEnv) -> str:
+    """A name for a function or class that makes an environment, which `make_env` takes in this process.
+
+    Another process finds it by that name only where it can be imported.
+    """
+    if not callable(make):
+        raise TypeError(f"env: got {type(make).__name__}, expected a name, or a function or class that makes one")
+    function = make.func if isinstance(make, functools.partial) else make
+    name = f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', type(function).__name__)}"
+    _given[name] = make
+    return name
+
+
+def make_env(game: str, config: EnvConfig | None = None, *, pictures: bool = False) -> gymnasium.Env[Any, Any]:
+    """Make the environment `game`, as this package trains on it.
+
+    Args:
+        game: an Atari game in any case (`pong`, `ALE/Pong-v5`), a small task, the id of an environment that is
+            registered with Gymnasium, or `package.module:function`, which returns an environment.
+        config: its options.
+        pictures: make it so that `render` gives an array, where it can.
+
+    Raises:
+        ValueError: there is no such environment; the message names the nearest ones. Or it cannot be learned from.
+    """
+    return env_maker(game, config, pictures=pictures)()
+
+
+def env_maker(game: str, config: EnvConfig | None = None, *, pictures: bool = False) -> MakeEnv:
+    """A function that makes the environment, in a worker process too, where less may be registered than here."""
     config = config or EnvConfig()
-    _check_game(game)
-    return SMALL[game](config) if game in SMALL else AtariEnv(game, config)
+    config.validate()
+    for module in config.imports:
+        _import(module, "env.imports")
+    if (known := known_game(game)) is not None:
+        for option in ("kwargs", "without", "render", "action_repeat"):
+            if (value := getattr(config, option)) != getattr(EnvConfig(), option):
+                raise ValueError(f"env.{option}: {value} is an option of Gymnasium environments; {known} has none")
+        return functools.partial(SMALL[known] if known in SMALL else functools.partial(AtariEnv, known), config)
+    for option in EMULATOR:
+        if (value := getattr(config, option)) != getattr(EnvConfig(), option):
+            raise ValueError(f"env.{option}: {value} is an option of Atari games; {game} has none")
+    return functools.partial(_adapt, _make_inner(game, config, pictures or config.render), config, game)
 
 
-def _check_game(game: str) -> None:
-    if game not in (names := game_names()):
-        raise ValueError(f"game: {game!r} is unknown{did_you_mean(game, names)}; `drama games` lists all {len(names)}")
+def interface_of(game: str, config: EnvConfig) -> Interface:
+    """What the environment `game` shows and takes."""
+    env = make_env(game, config)
+    try:
+        return read_interface(env)
+    finally:
+        env.close()
+
+
+def known_game(game: str) -> str | None:
+    """The name of the Atari game or small task that is meant, or None."""
+    plain = game.removeprefix("ALE/").removesuffix("-v5").lower() if game.startswith("ALE/") else game.lower()
+    return {name.lower(): name for name in game_names()}.get(plain)
+
+
+def _make_inner(game: str, config: EnvConfig, pictures: bool) -> MakeEnv:
+    """What makes the environment itself. It holds all that a worker process needs to make it."""
+    kwargs = dict(config.kwargs)
+    if (function := _given.get(game)) is not None:
+        return functools.partial(function, **kwargs)
+    module, separator, attribute = game.partition(":")
+    if separator and not game.partition("/")[2]:
+        found: Any = _import(module, "game")
+        for name in attribute.split("."):
+            names = [n for n, value in vars(found).items() if callable(value) and not n.startswith("_")]
+            found = getattr(found, name, None)
+            if found is None:
+                if attribute in gymnasium.registry:
+                    return functools.partial(_registered, gymnasium.spec(attribute), pictures, kwargs)
+                raise ValueError(f"game: {module} has no {attribute!r}{did_you_mean(attribute, names)}")
+        if not callable(found):
+            raise ValueError(f"game: {game} is {type(found).__name__}, expected a function that makes an environment")
+        if pictures and _takes(found, "render_mode"):
+            kwargs.setdefault("render_mode", "rgb_array")
+        return functools.partial(found, **kwargs)
+    if game not in gymnasium.registry:
+        names = [*game_names(), *gymnasium.registry]
+        raise ValueError(
+            f"game: {game!r} is unknown{did_you_mean(game, names)}; it may be one of `drama games`, the id of an"
+            " environment that is registered with Gymnasium (--env.imports MODULE imports what registers it), or"
+            " package.module:function"
+        )
+    return functools.partial(_registered, gymnasium.spec(game), pictures, kwargs)
+
+
+def _registered(spec: Any, pictures: bool, kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    """Make what is registered; with a picture where it can give one."""
+    if pictures:
+        kwargs = {"render_mode": "rgb_array"} | kwargs
+    return gymnasium.make(spec, **kwargs)
+
+
+def _adapt(make: MakeEnv, config: EnvConfig, game: str) -> gymnasium.Env[Any, Any]:
+    for module in config.imports:
+        _import(module, "env.imports")
+    try:
+        env = make()
+    except gymnasium.error.Error as error:  # says well what is wrong, as does a TypeError of its arguments
+        raise ValueError(f"game: {game} cannot be made: {error}") from error
+    except TypeError as error:
+        raise ValueError(f"env.kwargs: {game} cannot be made with {config.kwargs}: {error}") from error
+    if not isinstance(env, gymnasium.Env):
+        raise ValueError(f"game: {game} returns {type(env).__name__}, expected a gymnasium.Env")
+    if isinstance(env, FrameEnv | Adapted):
+        return env
+    return Adapted(env, config, game)
+
+
+def _import(module: str, field: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+            raise ValueError(f"{field}: there is no module {error.name!r} on the path of Python") from error
+        raise
+
+
+def _takes(function: Any, argument: str) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(p.name == argument or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def make_atari(
@@ -61,29 +197,39 @@ def make_atari(
     _check_game(game)
     if not isinstance(num_envs, int) or num_envs < 1:
         raise ValueError(f"num_envs: got {num_envs!r}, expected an integer of at least 1")
-    env_fn = functools.partial(make_env, game, _configured(config, options))
+    return _vector(
+        env_maker(game, _configured(config, options)),
+        num_envs,
+        num_workers=num_workers,
+        autoreset_mode=autoreset_mode,
+        batch_size=batch_size,
+        copy=copy,
+        on_worker_death=on_worker_death,
+        timeout=timeout,
+    )
+
+
+def make_frames(game: str, num_envs: int, config: EnvConfig) -> VectorEnv:
+    """What training and evaluation step: an episode's end and the next one's start come in one step."""
+    return _vector(env_maker(game, config), num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def _vector(env_fn: MakeEnv, num_envs: int, **options: Any) -> VectorEnv:
     try:
-        return VectorEnv(
-            [env_fn] * num_envs,
-            num_workers=num_workers,
-            autoreset_mode=autoreset_mode,
-            batch_size=batch_size,
-            copy=copy,
-            on_worker_death=on_worker_death,
-            timeout=timeout,
-        )
+        return VectorEnv([env_fn] * num_envs, **options)
     except EnvError as error:
         if isinstance(error.__cause__, ValueError):  # a mistake in the arguments, not an environment that broke
             raise error.__cause__ from None
         raise
 
 
-def make_frames(game: str, num_envs: int, config: EnvConfig) -> VectorEnv:
-    """What training and evaluation step: as `make_atari`, an episode's end and the next one's start in one step."""
-    return make_atari(game, num_envs, config=config, autoreset_mode=AutoresetMode.SAME_STEP)
+def _check_game(game: str) -> None:
+    if known_game(game) is None:
+        names = game_names()
+        raise ValueError(f"game: {game!r} is unknown{did_you_mean(game, names)}; `drama games` lists all {len(names)}")
 
 
-def _make_one(game: str, config: EnvConfig | None = None, **options: Any) -> FrameEnv:
+def _make_one(game: str, config: EnvConfig | None = None, **options: Any) -> gymnasium.Env[Any, Any]:
     """What `gymnasium.make("drama/<game>-v0", ...)` calls."""
     return make_env(game, _configured(config, options))
 

@@ -5,7 +5,6 @@ Each draws bright cells on a black 8 x 8 grid. `info` holds `lives` and `life_lo
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
 import gymnasium
@@ -62,11 +61,16 @@ class GridTask(FrameEnv):
         self._draw(out)
         return reward, terminated, truncated, {"lives": 0, "life_lost": False}
 
-    def get_state(self) -> bytes:
-        return pickle.dumps((self._state, self._ended, self.np_random.bit_generator.state))
+    def get_state(self) -> dict[str, Any]:
+        return {
+            "task": dict(self._state),
+            "ended": self._ended,
+            "random": self.np_random.bit_generator.state,
+        }
 
-    def set_state(self, state: bytes) -> None:
-        self._state, self._ended, self.np_random.bit_generator.state = pickle.loads(state)
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._state, self._ended = dict(state["task"]), state["ended"]
+        self.np_random.bit_generator.state = state["random"]
 
     def _begin(self) -> None:
         """Set the state of a new episode."""

@@ -14,7 +14,7 @@ MOVING_SHARE = 0.01
 
 
 def reconstruction_losses(predicted: Tensor, target: Tensor, motion_scale: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Squared error of frames in [0, 1], summed over the pixels of each and meaned over frames.
+    """Squared error of each frame in [0, 1], summed over its pixels.
 
     Args:
         predicted: frames `[B, T, H, W, C]`.
@@ -22,10 +22,10 @@ def reconstruction_losses(predicted: Tensor, target: Tensor, motion_scale: float
         motion_scale: extra weight of the pixels that change from the frame before or to the next.
 
     Returns:
-        The error in which moving pixels have their extra weight, and the plain one.
+        The error in which moving pixels have their extra weight, and the plain one, both `[B, T]`.
     """
     error = (predicted.float() - target.float()).square()
-    plain = error.sum((-3, -2, -1)).mean()
+    plain = error.sum((-3, -2, -1))
     if motion_scale == 0:
         return plain, plain
     changed = (target[:, 1:] - target[:, :-1]).abs() > CHANGE
@@ -34,7 +34,7 @@ def reconstruction_losses(predicted: Tensor, target: Tensor, motion_scale: float
     moving[:, :-1] |= changed
     share = moving.float().mean((-3, -2, -1)).clamp(min=MOVING_SHARE)
     extra = (error * moving).sum((-3, -2, -1)) * (motion_scale * MOVING_SHARE / share)
-    return plain + extra.mean(), plain
+    return plain + extra, plain
 
 
 def kl_losses(posterior: Tensor, prior: Tensor, is_first: Tensor, free_bits: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The world model: frames to categorical latents, a sequence model over them, and what it predicts.
+"""The world model: observations to categorical latents, a sequence model over them, and what it predicts.
 
 Time convention (one for the package): at step t the agent sees frame o_t, acts a_t, and receives r_t and terminated_t.
 `d_t = f(d_{t-1}, z_t, a_t)`; from `d_t` come the prior of z_{t+1}, r_t, and whether a_t ended the episode.
@@ -6,6 +6,7 @@ Time convention (one for the package): at step t the agent sees frame o_t, acts 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -13,77 +14,146 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drama.config import WorldModelConfig
+from drama.interface import Choices, Interface
 from drama.models import latent, sequence
 from drama.models.heads import TwoHot, mlp
-from drama.models.losses import kl_losses, reconstruction_losses
-from drama.models.norm import RMSNorm, batch_norms
+from drama.models.losses import kl_losses
+from drama.models.norm import RMSNorm
+from drama.models.observation import ObservationDecoder, ObservationEncoder, Parts
 from drama.models.sequence.base import State
-from drama.models.vision import Decoder, Encoder, to_unit
-
-ENCODED_AT_ONCE = 64
-"""Frames that the encoder takes together on a CPU when nothing is learned."""
+from drama.runtime.device import lowered
 
 
 class Batch(NamedTuple):
     """Sequences from the replay, as tensors on the model's device."""
 
-    obs: Tensor  # [B, T, H, W, C] uint8
-    action: Tensor  # [B, T] int64
+    obs: Parts  # by part: [B, T, H, W, C] uint8 or [B, T, N] float32
+    action: Tensor  # [B, T] or [B, T, K], int64 or float32
     reward: Tensor  # [B, T] float32
     ended: Tensor  # [B, T] bool: terminated, or a life was lost
     is_first: Tensor  # [B, T] bool
 
 
+class Belief(NamedTuple):
+    """What is known at a step before its action is taken. Nothing of it is kept in the model."""
+
+    z: Tensor  # [B, latents], of the present observation: seen, or predicted
+    d: Tensor  # [B, width], the output after the step before; zero at an episode's start
+    first: Tensor | None  # [B] bool, where the step opens an episode; None: nowhere
+    state: State  # of the sequence model after the step before
+
+    @property
+    def features(self) -> Tensor:
+        """What the agent sees, `[B, features]`."""
+        return torch.cat([self.z, self.d], dim=-1).float()
+
+
 class WorldModel(nn.Module):
     """Encoder, posterior, sequence model, prior, decoder, reward and termination heads.
 
-    Losses are returned, never stepped: the trainer owns optimizers and autocast. Outside of a world-model update the
-    model must be in evaluation mode, because batch norm answers differently in training mode.
+    `observe` and `advance` are the two ways a belief goes on: by what is seen, and by what is done. Losses are
+    returned, never stepped. Outside of a world-model update the model must be in evaluation mode, because batch norm
+    answers differently in training mode.
+
+    Args:
+        config: sizes and losses.
+        interface: what the environment shows and takes.
+        precision: of products and convolutions, wherever the caller has not chosen one by autocast.
     """
 
-    def __init__(self, config: WorldModelConfig, size: int, channels: int, actions: int) -> None:
+    def __init__(self, config: WorldModelConfig, interface: Interface, precision: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.config = config
-        self.actions = actions
+        self.interface = interface
+        self.precision = precision
         self.latents = config.latent.variables * config.latent.classes
         self.width = config.sequence.width
-        self.encoder = Encoder(config.vision, size, channels)
+        self.encoder = ObservationEncoder(config, interface)
         self.posterior = nn.Sequential(nn.Linear(self.encoder.features, self.latents))
         if config.latent.posterior_gain:
             norm = nn.BatchNorm1d(self.latents)
             nn.init.constant_(norm.weight, config.latent.posterior_gain)
             self.posterior.append(norm)
-        self.decoder = Decoder(config.vision, size, channels, self.latents)
-        self.stem = nn.Sequential(
-            nn.Linear(self.latents + actions, self.width, bias=False), RMSNorm(self.width), nn.SiLU()
-        )
+        self.decoder = ObservationDecoder(config, interface, self.latents)
+        tokens = self.latents + interface.action.width
+        self.stem = nn.Sequential(nn.Linear(tokens, self.width, bias=False), RMSNorm(self.width), nn.SiLU())
         self.sequence = sequence.build(config.sequence)
         self.prior = nn.Linear(self.width, self.latents)
         self.reward = mlp(self.width, config.head_units, 1, config.bins, output_scale=0.0)
         self.termination = mlp(self.width, config.head_units, 1, 1)
         self.two_hot = TwoHot(config.bins, config.bin_limit, config.two_hot_mean)
+        counts = interface.action.counts if isinstance(interface.action, Choices) else ()
+        offsets = torch.tensor([sum(counts[:i]) for i in range(len(counts))])
+        self.register_buffer("offsets", offsets, persistent=False)
+
+    offsets: Tensor
 
     @property
     def features(self) -> int:
         """Width of the agent's input `[z_t, d_{t-1}]`."""
         return self.latents + self.width
 
-    def encode(self, obs: Tensor) -> Tensor:
-        """Posterior log-probabilities `[..., variables, classes]` of frames `[..., H, W, C]` uint8."""
-        features = self._features(obs)
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.prior.weight.device
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision of this model as an autocast context."""
+        return lowered(self.precision, self.device)
+
+    # Beliefs
+
+    def initial_belief(self, batch: int) -> Belief:
+        """Before the first step of an episode, nothing seen."""
+        zeros = torch.zeros(batch, self.latents + self.width, device=self.device)
+        first = torch.ones(batch, dtype=torch.bool, device=self.device)
+        return Belief(zeros[:, : self.latents], zeros[:, self.latents :], first, self.initial_state(batch))
+
+    @torch.no_grad()
+    def observe(self, belief: Belief, obs: Parts, first: Tensor) -> Belief:
+        """The belief after `obs`, by part `[B, ...]`, is seen; where `first[B]`, all before it is forgotten."""
+        z = self.sample(self.encode(obs))
+        return Belief(z, belief.d * ~self.forgets(first)[:, None], first, belief.state)
+
+    @torch.no_grad()
+    def advance(self, belief: Belief, action: Tensor, *, give_up: bool = False) -> Belief:
+        """The belief after `action[B]` or `[B, K]`, with the latent that is predicted for what comes.
+
+        With `give_up` the state of `belief`, which must not open an episode, may be written over.
+        """
+        if give_up:
+            d, state = self.step_(belief.z, action, belief.state)
+        else:
+            d, state = self.step(belief.z, action, belief.first, belief.state)
+        return Belief(self.sample(self.predict_latent(d)), d.float(), None, state)
+
+    @torch.no_grad()
+    def recall(self, z: Tensor, action: Tensor, is_first: Tensor) -> Belief:
+        """The belief at the last of real steps `z[B, T, latents]`, `action[B, T]` and `is_first[B, T]`, T at least 2.
+
+        The last action is not used: it has not been taken.
+        """
+        d, state = self(z[:, :-1], action[:, :-1], is_first[:, :-1])
+        last_first = is_first[:, -1]
+        return Belief(z[:, -1], d[:, -1] * ~self.forgets(last_first)[:, None], last_first, state)
+
+    # Parts
+
+    def encode(self, obs: Parts) -> Tensor:
+        """Posterior log-probabilities `[..., variables, classes]` of observations by part."""
+        features = self.encoder(obs)
         logits = self.posterior(features.reshape(-1, self.encoder.features))
         return self._log_probs(logits.reshape(*features.shape[:-1], self.latents))
 
-    def _features(self, obs: Tensor) -> Tensor:
-        statistics = any(norm.training for norm in batch_norms(self.encoder))  # these are of all frames together
-        if torch.is_grad_enabled() or statistics or obs.device.type != "cpu":
-            return self.encoder(obs)
-        frames = obs.flatten(0, -4)  # in parts whose activations stay in the cache: up to twice as fast
-        return torch.cat([self.encoder(part) for part in frames.split(ENCODED_AT_ONCE)]).unflatten(0, obs.shape[:-3])
+    def decode(self, z: Tensor) -> Parts:
+        """Images `[..., H, W, C]` in [0, 1] and numbers `[..., N]` in symlog space of flat latents `[..., latents]`."""
+        parts: Parts = self.decoder(z)
+        return parts
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Frames `[..., H, W, C]` in [0, 1] of flat latents `[..., latents]`."""
-        return self.decoder(z)
+    def show(self, z: Tensor) -> Parts:
+        """As `decode`, as the environment would show it: images uint8, numbers as they are."""
+        return self.decoder.observed(self.decode(z))
 
     def predict_latent(self, d: Tensor) -> Tensor:
         """Prior log-probabilities `[..., variables, classes]` of the next latent from `d[..., width]`."""
@@ -135,33 +205,48 @@ class WorldModel(nn.Module):
         d, _ = self(z, batch.action, batch.is_first)
         prior = self.predict_latent(d)
         reward, termination = self.predict_outcome(d)
-
-        weighted, reconstruction = reconstruction_losses(self.decode(z), to_unit(batch.obs), self.config.motion_scale)
-        reward_loss = self.two_hot.loss(reward, batch.reward).mean()
-        termination_loss = F.binary_cross_entropy_with_logits(termination.float(), batch.ended.float())
-        dynamics, representation, kl = kl_losses(posterior, prior, batch.is_first, self.config.free_bits)
-        loss = (
-            self.config.reconstruction_scale * weighted
-            + reward_loss
-            + termination_loss
-            + self.config.dynamics_scale * dynamics
-            + self.config.representation_scale * representation
+        losses, watched = self.decoder.losses(z, batch.obs)
+        losses["reward"] = self.two_hot.loss(reward, batch.reward)
+        losses["termination"] = F.binary_cross_entropy_with_logits(
+            termination.float(), batch.ended.float(), reduction="none"
         )
-        losses = {
-            "loss": loss,
-            "reconstruction": reconstruction.detach(),
-            "reward": reward_loss.detach(),
-            "termination": termination_loss.detach(),
-            "kl": kl,
-            "posterior_entropy": -(posterior.exp() * posterior).sum((-2, -1)).mean().detach(),
+        for name, value in losses.items():
+            assert value.shape == batch.reward.shape, f"{name}: {value.shape}, expected {batch.reward.shape}"
+        means = {name: value.mean() for name, value in losses.items()}
+        # The free bits clip the mean over the batch, as published.
+        means["dynamics"], means["representation"], kl = kl_losses(
+            posterior, prior, batch.is_first, self.config.free_bits
+        )
+        scales = self.scales
+        assert means.keys() == scales.keys(), means.keys() ^ scales.keys()
+        loss = torch.stack([scale * means[name] for name, scale in scales.items()]).sum()
+        scalars = {name: value.mean() for name, value in watched.items()}
+        scalars |= {name: means[name].detach() for name in ("reward", "termination")}
+        entropy = -(posterior.exp() * posterior).sum((-2, -1)).mean().detach()
+        return {"loss": loss, **scalars, "kl": kl, "posterior_entropy": entropy}, z.detach()
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """The weight of each loss, by name."""
+        config = self.config
+        scales = {"reconstruction": config.reconstruction_scale} if self.interface.images else {}
+        scales |= {"vector": config.vector_scale} if self.interface.vectors else {}
+        return scales | {
+            "reward": 1.0,
+            "termination": 1.0,
+            "dynamics": config.dynamics_scale,
+            "representation": config.representation_scale,
         }
-        return losses, z.detach()
 
     def _log_probs(self, logits: Tensor) -> Tensor:
         config = self.config.latent
         return latent.mixed_log_probs(logits.unflatten(-1, (config.variables, config.classes)), config.unimix)
 
     def _tokens(self, z: Tensor, action: Tensor) -> Tensor:
-        # Not F.one_hot: it reads the largest action, for which the host would wait.
-        one_hot = z.new_zeros(*action.shape, self.actions).scatter_(-1, action[..., None], 1.0)
-        return self.stem(torch.cat([z, one_hot], dim=-1))
+        if isinstance(self.interface.action, Choices):
+            chosen = action[..., None] if self.interface.action.single else action + self.offsets
+            # Not F.one_hot: it reads the largest action, for which the host would wait.
+            told = z.new_zeros(*z.shape[:-1], self.interface.action.width).scatter_(-1, chosen, 1.0)
+        else:
+            told = action / action.abs().clamp(min=1)  # as the environment takes it
+        return self.stem(torch.cat([z, told.to(z.dtype)], dim=-1))

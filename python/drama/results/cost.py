@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from drama.agent.player import Player
 from drama.config import Config
+from drama.interface import Choices, Image, Interface
 from drama.models.world_model import Batch
 from drama.training.learner import Learner
 
@@ -21,7 +22,7 @@ REPEATS = 3
 """Measured updates of each kind."""
 
 
-def multiply_adds(config: Config, channels: int, actions: int) -> dict[str, float]:
+def multiply_adds(config: Config, interface: Interface) -> dict[str, float]:
     """Multiply-adds of the matrix products and convolutions of one environment step: both updates and their sum.
 
     They are counted while one update of each kind runs on the least batch, and scaled up, as each is linear in the
@@ -31,33 +32,35 @@ def multiply_adds(config: Config, channels: int, actions: int) -> dict[str, floa
     rows = 1 if t.batch_length > 1 else 2  # batch norm needs two frames
     agent = dataclasses.replace(config.agent, ppo_kl_limit=float("inf"))
     with torch.random.fork_rng():
-        learner = Learner(dataclasses.replace(config, agent=agent), channels, actions, torch.device("cpu"))
+        learner = Learner(dataclasses.replace(config, agent=agent), interface, torch.device("cpu"))
         counts = {}
         for name, update, length, size in (
             ("world_model", learner.update_world_model, t.batch_length, t.batch_size),
             ("agent", agent_update(learner), t.context, t.imagination_batch),
         ):
             with FlopCounterMode(display=False) as counter:
-                update(_blank_batch(config, channels, rows, length, learner.device))
+                update(_blank_batch(interface, rows, length, learner.device))
             counts[name] = counter.get_total_flops() / 2 * size / rows / t.train_every
     return counts | {"sum": sum(counts.values())}
 
 
 def milliseconds(config: Config, learner: Learner, env: gym.Env) -> dict[str, float]:
     """Median milliseconds of one environment step on this machine, on blank batches; changes the learner's weights."""
-    t, device = config.train, learner.device
-    frame, _ = env.reset(seed=0)
-    sequences = _blank_batch(config, frame.shape[-1], t.batch_size, t.batch_length, device)
+    t, device, interface = config.train, learner.device, learner.world_model.interface
+    seen, _ = env.reset(seed=0)
+    obs = {name: array[None] for name, array in interface.parts(seen).items()}
+    sequences = _blank_batch(interface, t.batch_size, t.batch_length, device)
     starts = sequences
     if t.imagine_from == "replay":
-        starts = _blank_batch(config, frame.shape[-1], t.imagination_batch, t.context, device)
+        starts = _blank_batch(interface, t.imagination_batch, t.context, device)
     player = Player(learner.world_model, learner.agent, num_envs=1, record=t.cuda_graph)
-    frames = sequences.obs.flatten(0, 1)[: t.statistics_frames] if t.statistics_frames else None
+    frames = None
+    if t.statistics_frames:
+        frames = {name: x.flatten(0, 1)[: t.statistics_frames] for name, x in sequences.obs.items()}
 
     def act() -> None:
-        with learner.autocast:
-            action = player.act(frame[None], np.array([False]))
-        *_, terminated, truncated, _ = env.step(int(action[0]))
+        action = player.act(obs, np.array([False]))
+        *_, terminated, truncated, _ = env.step(action[0])
         if terminated or truncated:
             env.reset()
 
@@ -99,11 +102,17 @@ def median_milliseconds(
     return statistics.median(times[uncounted:])
 
 
-def _blank_batch(config: Config, channels: int, rows: int, length: int, device: torch.device) -> Batch:
-    size = config.env.frame_size
+def _blank_batch(interface: Interface, rows: int, length: int, device: torch.device) -> Batch:
+    action = interface.action
+    kind = torch.long if isinstance(action, Choices) else torch.float32
     return Batch(
-        obs=torch.zeros(rows, length, *size, channels, dtype=torch.uint8, device=device),
-        action=torch.zeros(rows, length, dtype=torch.long, device=device),
+        obs={
+            name: torch.zeros(rows, length, *part.shape, dtype=torch.uint8 if isinstance(part, Image) else None).to(
+                device
+            )
+            for name, part in interface.observation.items()
+        },
+        action=torch.zeros(rows, length, *action.shape, dtype=kind, device=device),
         reward=torch.zeros(rows, length, device=device),
         ended=torch.zeros(rows, length, dtype=torch.bool, device=device),
         is_first=torch.zeros(rows, length, dtype=torch.bool, device=device),

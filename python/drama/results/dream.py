@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from drama.agent.imagination import dream_frames
+from drama.agent.imagination import dream
 from drama.agent.player import Player
 from drama.config import Config
 from drama.envs import make_env
+from drama.models.observation import Parts
 from drama.results.evaluation import load_learner
 from drama.training.learner import Learner
 from drama.training.pictures import dream_video
@@ -29,27 +32,32 @@ class RealPlay:
     def __init__(self, config: Config, learner: Learner, seed: int) -> None:
         self.env = make_env(config.game, config.env)
         self._learner = learner
+        self._interface = learner.world_model.interface
         self._player = Player(learner.world_model, learner.agent, 1)
         torch.manual_seed(seed)
-        self._frame, _ = self.env.reset(seed=seed)
+        observation, _ = self.env.reset(seed=seed)
+        self._obs = self._interface.parts(observation)
         self._first = True
 
-    def last(self, count: int, *, of: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Play `of` steps; gives the last `count`: `obs[1, count, H, W, C]`, `action` and `is_first[1, count]`."""
+    def last(self, count: int, *, of: int) -> tuple[Parts, Tensor, Tensor]:
+        """Play `of` steps; gives the last `count`: observations by part, actions, `is_first`, all `[1, count, ...]`."""
         rows = []
         for _ in range(of):
-            with self._learner.autocast:
-                action = int(self._player.act(self._frame[None], np.array([self._first]))[0])
-            rows.append((self._frame, action, self._first))
-            self._frame, _, terminated, truncated, _ = self.env.step(action)
-            self._first = terminated or truncated
+            batch = {name: array[None] for name, array in self._obs.items()}
+            action = self._player.act(batch, np.array([self._first]))[0]
+            rows.append((self._obs, action, self._first))
+            observation, _, terminated, truncated, _ = self.env.step(action)
+            self._first = bool(terminated or truncated)
             if self._first:
-                self._frame, _ = self.env.reset()
-        obs, actions, is_first = (
-            torch.from_numpy(np.stack(column))[None].to(self._learner.device)
-            for column in zip(*rows[-count:], strict=True)
-        )
-        return obs, actions, is_first
+                observation, _ = self.env.reset()
+            self._obs = self._interface.parts(observation)
+        obs, actions, is_first = zip(*rows[-count:], strict=True)
+
+        def tensor(column: Sequence[Any]) -> Tensor:
+            return torch.from_numpy(np.stack(column))[None].to(self._learner.device)
+
+        parts = {name: tensor([step[name] for step in obs]) for name in self._interface.observation}
+        return parts, tensor(actions), tensor(is_first)
 
 
 def dream_run(run: Path, *, steps: int, context: int, skip: int, seed: int, device: str = "auto") -> np.ndarray:
@@ -73,6 +81,5 @@ def dream_run(run: Path, *, steps: int, context: int, skip: int, seed: int, devi
             raise ValueError(f"{name}: {value} must not be negative")
     config, learner, _ = load_learner(run, device)
     obs, actions, is_first = RealPlay(config, learner, seed).last(steps, of=skip + steps)
-    with learner.autocast:
-        pictures = dream_frames(learner.world_model, obs, actions, is_first, context)
-    return dream_video(obs, *pictures, context)
+    model = learner.world_model
+    return dream_video(model.interface, obs, *dream(model, obs, actions, is_first, context), context)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
@@ -14,32 +15,42 @@ import torch
 from drama import __version__
 from drama.agent.player import Player
 from drama.config import Config
-from drama.envs import make_env, make_frames
+from drama.envs import interface_of, make_frames
 from drama.files import write_atomically
+from drama.interface import Interface
 from drama.results.scores import human_normalised, random_and_human
 from drama.runtime.device import resolve_device
 from drama.training import checkpoint
 from drama.training.learner import Learner
+from drama.training.weights import WEIGHTS, load_weights
 
 
 def load_learner(run: Path, device: str = "auto", step: int | None = None) -> tuple[Config, Learner, int]:
-    """The config, networks and step of a run's last checkpoint, or of the one at `step`.
+    """The config, networks and step of a run's last checkpoint, or of the one at `step`, or of an export.
 
     Raises ValueError if any of them cannot be read.
     """
-    folder = checkpoint.latest(run) if step is None else checkpoint.at_step(run, step)
-    config = Config.load(run / "config.json")
     where = resolve_device(device)
-    env = make_env(config.game, config.env)
-    shape = env.observation_space.shape
-    assert shape is not None
-    learner = Learner(config, shape[-1], int(env.action_space.n), where)
+    exported = step is None and not checkpoint.list_checkpoints(run) and (run / WEIGHTS).exists()
+    folder = run if exported else checkpoint.latest(run) if step is None else checkpoint.at_step(run, step)
+    config = Config.load(run / "config.json")
+    path = run / "interface.json"
+    interface = Interface.load(path) if path.exists() else interface_of(config.game, config.env)
+    learner = Learner(config, interface, where)
+    if exported:
+        return config, learner, load_weights(run, learner)
     state = checkpoint.load_state(folder, where)
     try:
         learner.load_state_dict(state["learner"])
     except ValueError as error:
         raise ValueError(f"{folder / 'state.pt'}: {error}") from error
     return config, learner, state["step"]
+
+
+def check_loadable(run: Path) -> None:
+    """Raise ValueError where there is neither a checkpoint nor an export."""
+    if not (run / WEIGHTS).exists():
+        checkpoint.latest(run)
 
 
 def scored(config: Config) -> Config:
@@ -49,26 +60,33 @@ def scored(config: Config) -> Config:
     )
 
 
-def evaluate(config: Config, learner: Learner, *, episodes: int, greedy: bool, seed: int) -> list[dict[str, Any]]:
+def evaluate(
+    config: Config,
+    learner: Learner,
+    *,
+    episodes: int,
+    greedy: bool,
+    seed: int,
+    told: Callable[[int], None] = lambda count: None,  # noqa: ARG005
+) -> list[dict[str, Any]]:
     """Play `episodes` episodes to their ends; returns one record each.
 
     Several environments are stepped together. Each plays a share of the episodes that is fixed beforehand, because
     taking the first to finish would favour short episodes. Environment i is seeded with `seed + i`. Games go on to
-    their ends and rewards count in full, whatever training sees of them.
+    their ends and rewards count in full, whatever training sees of them. `told` hears how many episodes are done.
     """
     count = min(config.log.eval_envs, episodes)
     left = np.array([episodes // count + (i < episodes % count) for i in range(count)])
     player = Player(learner.world_model, learner.agent, count, greedy=greedy)
-    first = np.ones(count, np.bool_)
+    interface, first = learner.world_model.interface, np.ones(count, np.bool_)
     returns, lengths = np.zeros(count), np.zeros(count, np.int64)
     records: list[dict[str, Any]] = []
     torch.manual_seed(seed)
     with closing(make_frames(config.game, count, scored(config).env)) as envs:
-        frames, _ = envs.reset(seed=seed)
+        obs, _ = envs.reset(seed=seed)
         while left.any():
-            with learner.autocast:
-                actions = player.act(frames, first)
-            frames, rewards, terminated, truncated, _ = envs.step(actions)
+            actions = player.act(interface.parts(obs), first)
+            obs, rewards, terminated, truncated, _ = envs.step(actions)
             returns += rewards
             lengths += 1
             first = terminated | truncated
@@ -82,6 +100,7 @@ def evaluate(config: Config, learner: Learner, *, episodes: int, greedy: bool, s
                     }
                 )
                 left[i] -= 1
+                told(len(records))
             returns[first], lengths[first] = 0, 0
     return records
 
@@ -95,6 +114,7 @@ def evaluate_run(
     step: int | None = None,
     seed: int = 1_000_000,
     device: str = "auto",
+    told: Callable[[int], None] = lambda count: None,  # noqa: ARG005
 ) -> dict[str, Any]:
     """Evaluate a checkpoint of a run and write the result into the run's folder.
 
@@ -108,6 +128,7 @@ def evaluate_run(
         step: the checkpoint of this step; None is the last.
         seed: seed of the environments and of the sampling; its default is none that training uses.
         device: `auto`, `cpu` or `cuda`.
+        told: hears how many episodes are done.
 
     Returns:
         What was written: the settings, each episode, mean, median, standard deviation, human-normalised mean with the
@@ -121,7 +142,7 @@ def evaluate_run(
     if protocol is not None:
         config = dataclasses.replace(config, env=dataclasses.replace(config.env, protocol=protocol))
     greedy = config.env.protocol == "paper" if greedy is None else greedy
-    records = evaluate(config, learner, episodes=episodes, greedy=greedy, seed=seed)
+    records = evaluate(config, learner, episodes=episodes, greedy=greedy, seed=seed, told=told)
     returns = np.array([record["return"] for record in records])
     mode = "greedy" if greedy else "sampled"
     name = f"evaluation-step-{step:09d}-{config.env.protocol}-{mode}-{episodes}x-seed{seed}.json"

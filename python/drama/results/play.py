@@ -6,21 +6,24 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from drama.agent.imagination import observe, to_uint8
 from drama.agent.player import Player
 from drama.config import Config
-from drama.envs import AtariEnv, FrameEnv, make_env
+from drama.envs import AtariEnv, known_game, make_env
+from drama.interface import Continuous, Interface, Observations
 from drama.results.dream import RealPlay
 from drama.results.evaluation import load_learner, scored
+from drama.training.pictures import picture
 
 Picture = NDArray[np.uint8]  # [H, W, 1 or 3]
 EMULATOR_FPS = 60
+STEPS_PER_SECOND = 30  # of environments that are no Atari games
 BUTTONS = {"up": "UP", "down": "DOWN", "left": "LEFT", "right": "RIGHT", "space": "FIRE"}  # pygame's names of keys
 END = 0.5  # a predicted continuation below this ends a dream, as it ends an imagined trajectory
 
@@ -38,34 +41,40 @@ class Played(NamedTuple):
 def watch(run: Path, *, episodes: int, greedy: bool | None, seed: int, device: str = "auto") -> Iterator[Played]:
     """The steps of the last checkpoint's agent in `episodes` episodes; `greedy` None follows the run's protocol."""
     config, learner, _ = load_learner(run, device)
-    env = make_env(config.game, scored(config).env)
+    interface = learner.world_model.interface
+    env = make_env(config.game, scored(config).env, pictures=True)
     greedy = config.env.protocol == "paper" if greedy is None else greedy
     player = Player(learner.world_model, learner.agent, 1, greedy=greedy)
     torch.manual_seed(seed)
-    frame, _ = env.reset(seed=seed)
+    observation, _ = env.reset(seed=seed)
     for episode in range(1, episodes + 1):
         score, step, ended = 0.0, 0, False
         while not ended:
-            with learner.autocast:
-                action = int(player.act(frame[None], np.array([step == 0]))[0])
-            yield Played(_picture(env, frame), episode, step, score, env.action_meanings[action])
-            frame, reward, terminated, truncated, _ = env.step(action)
-            ended = terminated or truncated
-            score += reward
+            parts = interface.parts(observation)
+            batch = {name: array[None] for name, array in parts.items()}
+            action = player.act(batch, np.array([step == 0]))[0]
+            yield Played(_picture(env, interface, parts), episode, step, score, interface.meaning(action))
+            observation, reward, terminated, truncated, _ = env.step(action)
+            ended = bool(terminated or truncated)
+            score += float(reward)
             step += 1
-        yield Played(_picture(env, frame), episode, step, score, "-")
-        frame, _ = env.reset()
+        yield Played(_picture(env, interface, interface.parts(observation)), episode, step, score, "-")
+        observation, _ = env.reset()
+    env.close()
 
 
-def _picture(env: FrameEnv, frame: Picture) -> Picture:
-    """The emulator's own picture where there is one, else the frame that the agent sees."""
-    return env.render() if isinstance(env, AtariEnv) else frame
+def _picture(env: gymnasium.Env[Any, Any], interface: Interface, parts: Observations) -> Picture:
+    """The environment's own picture where there is one, else what the agent sees."""
+    own = env.render() if isinstance(env, AtariEnv) or env.render_mode == "rgb_array" else None
+    if isinstance(own, np.ndarray):
+        return own
+    return picture(interface, {name: torch.from_numpy(array) for name, array in parts.items()})
 
 
 class Dream:
     """A game inside the world model of a run's last checkpoint, one step for each action.
 
-    Every `restart` plays the real game a little further with the agent, and dreams on from its last frames.
+    Every `restart` plays the real game a little further with the agent, and dreams on from its last steps.
 
     Args:
         run: the run folder.
@@ -76,21 +85,19 @@ class Dream:
     def __init__(self, run: Path, *, seed: int, device: str = "auto") -> None:
         self.config, self._learner, _ = load_learner(run, device)
         self._model = self._learner.world_model
+        self.interface = self._model.interface
         self._real = RealPlay(self.config, self._learner, seed)
-        self.meanings = self._real.env.action_meanings
         self._random = np.random.default_rng(seed)
         self.restart()
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Begin another dream: `frame` is then the last real frame, reconstructed, and the score is 0."""
+        """Begin another dream: `frame` is then the last real step, reconstructed, and the score is 0."""
         context = self.config.train.context
         obs, actions, is_first = self._real.last(context, of=context + int(self._random.integers(60)))
-        with self._learner.autocast:
-            start = observe(self._model, obs, actions, is_first)
-            self.frame = self._picture(start.z)
-        self._z, self._state = start.z, start.state
-        self._dream_first: torch.Tensor | None = start.is_first
+        with self._model.autocast():
+            self._belief = self._model.recall(self._model.sample(self._model.encode(obs)), actions, is_first)
+        self.frame = self._shown()
         self.score, self.reward, self.continuation, self.steps = 0.0, 0.0, 1.0, 0
 
     @property
@@ -99,23 +106,43 @@ class Dream:
         return self.continuation < END
 
     @torch.no_grad()
-    def step(self, action: int) -> None:
+    def step(self, action: Any) -> None:
         """Dream one step; `frame`, `reward`, `continuation` (a probability), `score` and `steps` tell of it."""
-        with self._learner.autocast:
-            taken = torch.tensor([action], device=self._learner.device)
-            d, self._state = self._model.step(self._z, taken, self._dream_first, self._state)
-            self._dream_first = None
-            reward, termination = self._model.predict_outcome(d)
-            self._z = self._model.sample(self._model.predict_latent(d))
-            self.frame = self._picture(self._z)
+        with self._model.autocast():
+            taken = torch.from_numpy(np.asarray(action, self.interface.action.dtype)[None]).to(self._learner.device)
+            self._belief = self._model.advance(self._belief, taken)
+            reward, termination = self._model.predict_outcome(self._belief.d)
+        self.frame = self._shown()
         self.reward = self._model.two_hot.decode(reward).item()
         self.continuation = torch.sigmoid(-termination.float()).item()
         self.score += self.reward
         self.steps += 1
 
-    def _picture(self, z: torch.Tensor) -> Picture:
-        picture: Picture = to_uint8(self._model.decode(z))[0].cpu().numpy()
-        return picture
+    def _shown(self) -> Picture:
+        with self._model.autocast():
+            parts = self._model.show(self._belief.z)
+        return picture(self.interface, {name: x[0] for name, x in parts.items()})
+
+
+def action_for(pressed: set[str], interface: Interface) -> Any:
+    """The action for the pressed of UP, DOWN, LEFT, RIGHT, FIRE or digits.
+
+    Of continuous actions left and right push the first number to its ends, down and up the second; of several choices
+    the first takes the digit that is pressed, the others their first.
+    """
+    action = interface.action
+    if isinstance(action, Continuous):
+        pushes = [("LEFT" in pressed, "RIGHT" in pressed), ("DOWN" in pressed, "UP" in pressed)]
+        values = np.zeros(action.size, np.float32)
+        for i, (down, up) in enumerate(pushes[: action.size]):
+            values[i] = float(up) - float(down)
+        return values
+    if action.single:
+        return action_of_keys(pressed, interface.meanings or tuple(map(str, range(action.counts[0]))))
+    chosen = np.zeros(len(action.counts), np.int64)
+    digits = [int(key) for key in pressed if key.isdigit() and int(key) < action.counts[0]]
+    chosen[0] = digits[0] if digits else 0
+    return chosen
 
 
 def action_of_keys(pressed: set[str], meanings: Sequence[str]) -> int:
@@ -135,6 +162,8 @@ def frames_per_second(config: Config, speed: float) -> float:
     """Steps per second at `speed`, where 1 is the speed of the real game."""
     if not speed > 0:
         raise ValueError(f"speed: {speed} must be more than 0; 1 is the speed of the real game")
+    if known_game(config.game) is None:
+        return speed * STEPS_PER_SECOND / config.env.action_repeat
     return speed * EMULATOR_FPS / config.env.frame_skip
 
 
@@ -149,14 +178,14 @@ def play_dream(dream: Dream, window: Window, fps: float) -> None:
             dream.restart()
         if "p" in typed:
             paused = not paused
-        action = action_of_keys({BUTTONS.get(key, key) for key in down}, dream.meanings)
+        action = action_for({BUTTONS.get(key, key) for key in down}, dream.interface)
         if not (paused or dream.ended):
             dream.step(action)
         state = "the world model predicts the end: R starts again" if dream.ended else "paused" if paused else ""
         lines = [
             f"score {dream.score:.1f}   step {dream.steps}   {state}",
             f"predicted reward {dream.reward:+.2f}   predicted to go on {dream.continuation:.0%}",
-            f"{dream.config.game}, all of it dreamt   action {dream.meanings[action]}",
+            f"{dream.config.game}, all of it dreamt   action {dream.interface.meaning(action)}",
             "arrows and space act   R again   P pause   Esc or Q quit",
         ]
         window.show(dream.frame, lines)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import ctypes
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-
-from drama.config import Config
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Parameters of glibc's mallopt, from malloc.h: free memory that is kept at the top, and blocks mapped apart."""
@@ -32,10 +30,11 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if _cpu_multiplies_bfloat16() else torch.float32
 
 
-def autocast(config: Config, device: torch.device) -> torch.autocast:
-    """The autocast context of a run; it does nothing for float32."""
-    dtype = resolve_precision(config.train.precision, device)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+def lowered(precision: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
+    """An autocast context to `precision`. It keeps weights that it has cast only where one around it does so too."""
+    if precision == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, precision, cache_enabled=torch.is_autocast_cache_enabled())
 
 
 @contextmanager

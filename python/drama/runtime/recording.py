@@ -111,6 +111,6 @@ def _shapes(nested: Any) -> list[torch.Size]:
 def _tensors(nested: Any) -> Iterator[Tensor]:
     if isinstance(nested, Tensor):
         yield nested
-    else:
-        for part in nested:
+    elif nested is not None:
+        for part in nested.values() if isinstance(nested, dict) else nested:
             yield from _tensors(part)

@@ -15,12 +15,8 @@ from drama.files import fsync_folder
 from drama.replay import ReplayBuffer
 
 KEEP = 2
-VERSION = 2
-PARTS = {"learner", "player", "dfs", "updates", "returns", "lengths", "sums", "summed", "envs", "frames", "first"} | {
-    "numpy_random",
-    "torch_random",
-    "cuda_random",
-}
+VERSION = 3
+PARTS = {"learner", "collector", "updater", "recent", "torch_random", "cuda_random"}
 
 
 def save(run: Path, step: int, state: dict[str, Any], replay: ReplayBuffer) -> Path:

@@ -5,30 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from drama.agent.actor_critic import ActorCritic, Targets
-from drama.agent.imagination import (
-    Start,
-    Step,
-    Trajectory,
-    imagine,
-    imagine_step,
-    observe,
-    recorded_imagination,
-    start_from,
-)
+from drama.agent.imagination import Step, Trajectory, imagine, imagine_step, recorded_imagination
 from drama.agent.ppo import minibatches
 from drama.config import Config
+from drama.interface import Interface, Observations
 from drama.models.heads import TwoHot
 from drama.models.norm import batch_statistics, fresh_statistics
-from drama.models.world_model import Batch, WorldModel
+from drama.models.observation import Parts
+from drama.models.world_model import Batch, Belief, WorldModel
 from drama.runtime.compiling import Compiled, wants_compiling
-from drama.runtime.device import autocast, keep_freed_memory
+from drama.runtime.device import keep_freed_memory, resolve_precision
 from drama.runtime.recording import Recorded
 from drama.training.laprop import LaProp
 
@@ -47,7 +39,7 @@ class Learner:
     Between updates both networks are in evaluation mode.
     """
 
-    def __init__(self, config: Config, channels: int, actions: int, device: torch.device) -> None:
+    def __init__(self, config: Config, interface: Interface, device: torch.device) -> None:
         if device.type == "cpu":
             keep_freed_memory()
         else:
@@ -55,15 +47,16 @@ class Learner:
         self.config = config
         self.device = device
         model_config = config.world_model
-        self.world_model = WorldModel(model_config, config.env.frame_size[0], channels, actions).to(device).eval()
+        precision = resolve_precision(config.train.precision, device)
+        self.world_model = WorldModel(model_config, interface, precision).to(device).eval()
         self.agent = ActorCritic(
             config.agent,
             self.world_model.features,
-            actions,
+            interface.action,
             TwoHot(model_config.bins, model_config.bin_limit, model_config.two_hot_mean),
         )
         self.agent.to(device).eval()
-        self.imagine: Callable[[Start], Trajectory] = self._imagined
+        self.imagine: Callable[[Belief], Trajectory] = self._imagined
         self._descent: Callable[[Batch], Descent] = self._differentiated
         self._agent_descent: Callable[[Targets], Descent] = self._differentiated_agent
         if device.type == "cuda" and config.train.cuda_graph:
@@ -73,7 +66,6 @@ class Learner:
         self._imagine_step: Step = imagine_step
         if wants_compiling(config, device):
             self._imagine_step = Compiled("imagined step", imagine_step)
-        self.autocast = autocast(config, device)
         train = config.train
         self._optimizers = {
             "world_model": _Optimizer(
@@ -89,23 +81,21 @@ class Learner:
             return torch.from_numpy(sample[name]).to(self.device, non_blocking=True)
 
         return Batch(
-            obs=tensor("obs"),
+            obs={name: tensor(name) for name in self.world_model.interface.observation},
             action=tensor("action"),
             reward=tensor("reward"),
             ended=tensor("terminated") | tensor("life_lost"),
             is_first=tensor("is_first"),
         )
 
-    def update_world_model(self, batch: Batch, frames: Tensor | None = None) -> dict[str, Tensor]:
+    def update_world_model(self, batch: Batch, frames: Parts | None = None) -> dict[str, Tensor]:
         """One step of the world model on real sequences; returns detached scalars, without waiting for the device.
 
-        Batch norm's statistics are then those of `frames[..., H, W, C]` uint8, or else means over past batches.
+        Batch norm's statistics are then those of the observations `frames`, by part, or else means over past batches.
         """
         return self._step_world_model(batch, frames)[0]
 
-    def update_together(
-        self, batch: Batch, frames: Tensor | None = None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def update_together(self, batch: Batch, frames: Parts | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """`update_world_model`, then `update_agent_within` on the latents that it has learned from."""
         scalars, z = self._step_world_model(batch, frames)
         return scalars, self.update_agent_within(batch, z)
@@ -121,8 +111,8 @@ class Learner:
         drawn = torch.randperm(rows * places, device=self.device)[: train.imagination_batch]
         row = drawn.div(places, rounding_mode="floor")[:, None]
         times = drawn.remainder(places)[:, None] + torch.arange(train.context, device=self.device)
-        with self.autocast:
-            start = start_from(self.world_model, z[row, times], batch.action[row, times], batch.is_first[row, times])
+        with self.world_model.autocast():
+            start = self.world_model.recall(z[row, times], batch.action[row, times], batch.is_first[row, times])
         return self._update_agent(start)
 
     @torch.no_grad()
@@ -132,48 +122,48 @@ class Learner:
         Far apart, what acts is not what learned (docs/metrics.md). Changes nothing, random numbers included; waits for
         the device.
         """
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), self.autocast:
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), self.world_model.autocast():
             acting = self.world_model.kl(batch)
             with batch_statistics(self.world_model):
                 learning = self.world_model.kl(batch)
         return {"world_model/kl_acting": acting.item(), "world_model/kl_learning": learning.item()}
 
-    def _step_world_model(self, batch: Batch, frames: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
+    def _step_world_model(self, batch: Batch, frames: Parts | None) -> tuple[dict[str, Tensor], Tensor]:
         """One step of the world model: its scalars, and the latents of the batch."""
         if limit := self.config.train.shift:
-            batch = batch._replace(obs=shifted(batch.obs, limit))
+            images = self.world_model.interface.images
+            moved = {name: shifted(x, limit) if name in images else x for name, x in batch.obs.items()}
+            batch = batch._replace(obs=moved)
         self.world_model.train()
         descent = self._descent(batch)
         self.world_model.eval()
-        for parameter, gradient in zip(self.world_model.parameters(), descent.gradients, strict=True):
-            parameter.grad = gradient
-        losses = {name: value.clone() for name, value in descent.losses.items()}  # the next update may overwrite them
         assert descent.z is not None
-        losses["gradient_norm"] = self._optimizers["world_model"].step()
+        losses = self._step("world_model", self.world_model, descent)
         if frames is not None:
             model = self.world_model
-            with torch.no_grad(), self.autocast, fresh_statistics(model):
+            with torch.no_grad(), self.world_model.autocast(), fresh_statistics(model):
                 model.decode(model.sample(model.encode(frames)))
         return losses, descent.z
 
     def _differentiated(self, batch: Batch) -> Descent:
         """Losses and gradients of the world model."""
         self._optimizers["world_model"].zero_grad()
-        with self.autocast:
+        with self.world_model.autocast():
             losses, z = self.world_model.evaluate(batch)
         losses["loss"].backward()
         losses = {name: value.detach() for name, value in losses.items()}
         return Descent(losses, [p.grad for p in self.world_model.parameters()], z)
 
     def update_agent(self, context: Batch) -> dict[str, Tensor]:
-        """One step of actor and critic on trajectories imagined from the last frames of `context`."""
-        with self.autocast:
-            start = observe(self.world_model, context.obs, context.action, context.is_first)
+        """One step of actor and critic on trajectories imagined from the last steps of `context`."""
+        model = self.world_model
+        with torch.no_grad(), model.autocast():
+            start = model.recall(model.sample(model.encode(context.obs)), context.action, context.is_first)
         return self._update_agent(start)
 
-    def _update_agent(self, start: Start) -> dict[str, Tensor]:
+    def _update_agent(self, start: Belief) -> dict[str, Tensor]:
         """One step of actor and critic on trajectories imagined from `start`."""
-        with self.autocast:
+        with self.world_model.autocast():
             trajectory = self.imagine(start)
             targets, watched = self.agent.targets(trajectory)
         losses = self._descend_ppo(targets) if self.config.agent.policy == "ppo" else self._descend(targets)
@@ -181,23 +171,26 @@ class Learner:
         self.agent.observe_features(trajectory.features[:, :-1])
         return {name: value.detach() for name, value in (losses | watched).items()}
 
-    def _imagined(self, start: Start) -> Trajectory:
+    def _imagined(self, start: Belief) -> Trajectory:
         """`imagine` with this learner's networks."""
         return imagine(self.world_model, self.agent, start, self.config.train.horizon, self._imagine_step)
 
     def _descend(self, targets: Targets) -> dict[str, Tensor]:
         """One gradient step of the agent."""
-        descent = self._agent_descent(targets)
-        for parameter, gradient in zip(self.agent.parameters(), descent.gradients, strict=True):
+        return self._step("agent", self.agent, self._agent_descent(targets))
+
+    def _step(self, name: str, network: nn.Module, descent: Descent) -> dict[str, Tensor]:
+        """One step of an optimizer; the scalars of the descent, which the next may overwrite, and the gradient norm."""
+        for parameter, gradient in zip(network.parameters(), descent.gradients, strict=True):
             parameter.grad = gradient
-        losses = {name: value.clone() for name, value in descent.losses.items()}
-        return losses | {"gradient_norm": self._optimizers["agent"].step()}
+        losses = {key: value.clone() for key, value in descent.losses.items()}
+        return losses | {"gradient_norm": self._optimizers[name].step()}
 
     def _differentiated_agent(self, targets: Targets) -> Descent:
         """Losses and gradients of actor and critic."""
         self._optimizers["agent"].zero_grad()
         # An autocast apart from the rollout's: older torch would reuse the weights that it cast there without gradient.
-        with self.autocast:
+        with self.world_model.autocast():
             losses = self.agent.loss(targets)
         losses["loss"].backward()
         losses = {name: value.detach() for name, value in losses.items()}
@@ -213,10 +206,11 @@ class Learner:
                 break
         return losses
 
-    def start_from_frames(self, frames: NDArray[np.uint8]) -> None:
-        """Let the decoder start from the mean pixel of `frames[..., C]`, if the config asks for it."""
+    def start_from_frames(self, obs: Observations) -> None:
+        """Let the decoders of images start from the mean pixel of `obs`, if the config asks for it."""
         if self.config.world_model.vision.mean_pixel_bias:
-            self.world_model.decoder.set_mean_pixel(torch.from_numpy(frames).to(self.device))
+            parts = {name: torch.from_numpy(array).to(self.device) for name, array in obs.items()}
+            self.world_model.decoder.set_mean_pixel(parts)
 
     def state_dict(self) -> dict[str, Any]:
         """Networks, optimizers and schedules."""

@@ -6,7 +6,8 @@ import io
 import json
 import math
 import time
-from pathlib import Path
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import imageio.v3 as iio
 import numpy as np
@@ -15,54 +16,74 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from drama.files import write_atomically
+from drama.training.callbacks import Callback
+
+if TYPE_CHECKING:
+    from drama.training.trainer import Trainer
 
 
-class MetricsWriter:
-    """Writes `metrics.jsonl` and TensorBoard events into a run folder.
+class JsonLines(Callback):
+    """Writes `metrics.jsonl` into the run folder.
 
-    Each line of `metrics.jsonl` is one flat object with `event`, `step`, `time` (seconds since the epoch) and the
-    values; `pandas.read_json(path, lines=True)` reads it. A resumed run appends, after `keep_until` has dropped what
-    lay beyond the checkpoint.
+    Each line is one flat object with `event`, `step`, `time` (seconds since the epoch) and the values;
+    `pandas.read_json(path, lines=True)` reads it. A resumed run appends, after what lay beyond the checkpoint was
+    dropped.
     """
 
-    def __init__(self, folder: Path, keep_until: int) -> None:
-        path = folder / "metrics.jsonl"
+    def on_start(self, trainer: Trainer) -> None:
+        path = trainer.run / "metrics.jsonl"
         if path.exists():
             lines = path.read_text().splitlines()
-            write_atomically(path, "".join(line + "\n" for line in lines if _step(line) <= keep_until))
+            write_atomically(path, "".join(line + "\n" for line in lines if _step(line) <= trainer.step))
         self._file = path.open("a", buffering=1)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=keep_until + 1)
 
-    def write(self, event: str, step: int, values: dict[str, float]) -> None:
-        """Record named scalars. Values that are not finite become null in the JSON file."""
+    def on_episode(self, trainer: Trainer, episode: Mapping[str, float]) -> None:
+        self._write("episode", trainer.step, episode)
+
+    def on_log(self, trainer: Trainer, values: Mapping[str, float]) -> None:
+        self._write("train", trainer.step, values)
+
+    def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
+        del trainer, error
+        self._file.close()
+
+    def _write(self, event: str, step: int, values: Mapping[str, float]) -> None:
+        """Record named scalars. Values that are not finite become null."""
         plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({"event": event, "step": step, "time": round(time.time(), 3), **plain}) + "\n")
+
+
+class TensorBoard(Callback):
+    """Writes scalars, dreams and reconstructions as TensorBoard events into `tensorboard/` of the run folder."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        self._board = SummaryWriter(str(trainer.run / "tensorboard"), purge_step=trainer.step + 1)
+
+    def on_episode(self, trainer: Trainer, episode: Mapping[str, float]) -> None:
+        self._write("episode", trainer.step, episode)
+
+    def on_log(self, trainer: Trainer, values: Mapping[str, float]) -> None:
+        self._write("train", trainer.step, values)
+
+    def on_pictures(self, trainer: Trainer, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
+        for name, picture in pictures.items():
+            if picture.ndim == 3:
+                self._board.add_image(name, picture, trainer.step, dataformats="HWC")
+                continue
+            _, height, width, channels = picture.shape  # as the animated GIF that it shows
+            image = Summary.Image(
+                height=height, width=width, colorspace=channels, encoded_image_string=encode_video(picture, ".gif")
+            )
+            video = Summary(value=[Summary.Value(tag=name, image=image)])
+            self._board._get_file_writer().add_summary(video, trainer.step)
+
+    def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
+        del trainer, error
+        self._board.close()
+
+    def _write(self, event: str, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._board.add_scalar(f"{event}/{name}", value, step)
-
-    def image(self, name: str, step: int, image: NDArray[np.uint8]) -> None:
-        """Record a picture `[H, W, C]` in TensorBoard."""
-        self._board.add_image(name, image, step, dataformats="HWC")
-
-    def video(self, name: str, step: int, frames: NDArray[np.uint8]) -> None:
-        """Record a video `[T, H, W, C]` in TensorBoard, as the animated GIF that it shows."""
-        _, height, width, channels = frames.shape
-        image = Summary.Image(
-            height=height, width=width, colorspace=channels, encoded_image_string=encode_video(frames, ".gif")
-        )
-        self._board._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
-
-    def __enter__(self) -> MetricsWriter:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Flush and close both files. What fails after an earlier error is not told: it has the same cause."""
-        try:
-            self._file.close()
-            self._board.close()
-        except OSError:
-            if error is None:
-                raise
 
 
 def _step(line: str) -> float:

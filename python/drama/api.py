@@ -1,0 +1,121 @@
+"""What `drama` offers to Python: train an agent in one call. The command line uses the same functions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import gymnasium
+import torch
+
+from drama.config import Config, preset, with_options
+from drama.envs import given_name, interface_of, known_game
+from drama.envs.making import SMALL
+from drama.results.agent import Agent, load
+from drama.results.evaluation import evaluate_run
+from drama.runtime.device import resolve_device
+from drama.training.callbacks import Callback
+from drama.training.progress import Progress
+from drama.training.trainer import Trainer
+
+Environment: TypeAlias = str | Callable[..., gymnasium.Env[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended: its folder, the step that it reached, and whether that was its last."""
+
+    path: Path
+    step: int
+    finished: bool
+
+    def load(self, **options: Any) -> Agent:
+        """The trained agent; `options` as of `drama.load`."""
+        return load(self.path, **options)
+
+    def evaluate(self, episodes: int = 100, **options: Any) -> dict[str, Any]:
+        """Play episodes and score them; `options` as of `drama.results.evaluation.evaluate_run`."""
+        return evaluate_run(self.path, episodes=episodes, **options)
+
+
+def train(
+    env: Environment,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    preset: str = "auto",
+    run: str | Path | None = None,
+    resume: bool | Literal["if there"] = False,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+    options: Mapping[str, Any] | None = None,
+) -> Run:
+    """Train a world model and an agent in an environment.
+
+    Args:
+        env: an Atari game, a small task, the id of an environment registered with Gymnasium, `package.module:function`,
+            or a function or class that makes an environment.
+        steps: of the environment; None leaves it to the preset.
+        seed: of everything random.
+        preset: where the other values come from; `auto` chooses by device and kind of observation.
+        run: the folder to write; by default `runs/ENV-PRESET-seedN`.
+        resume: go on with the run in that folder, to `steps` if they are given; `"if there"` begins it where there is
+            none.
+        callbacks: see `drama.Callback`.
+        progress: show it.
+        options: other fields of the config by name, as in `{"train.batch_size": 8}`; not together with `resume`.
+
+    Returns:
+        The run, also if a callback or Ctrl-C has stopped it.
+
+    Raises:
+        ValueError: an option or environment that cannot be used; the message names it.
+        drama.training.trainer.EnvFailed: the environment failed on the way; a checkpoint was saved.
+    """
+    name = env if isinstance(env, str) else given_name(env)
+    config, _ = make_config(
+        name, preset, {"seed": seed} | ({} if steps is None else {"steps": steps}) | dict(options or {})
+    )
+    path = Path(run) if run is not None else default_run(config)
+    shown = [*callbacks, Progress()] if progress else list(callbacks)
+    if resume and (path.is_dir() or resume is True):
+        trainer = Trainer.resume(path, steps, callbacks=shown)
+    else:
+        trainer = Trainer(config, path, callbacks=shown)
+    finished = trainer.train()
+    return Run(path, trainer.step, finished)
+
+
+def make_config(game: str, preset_name: str, options: Mapping[str, Any]) -> tuple[Config, str | None]:
+    """The config of a run, and a line on how its preset was chosen, or None if it was given.
+
+    Raises ValueError, naming the field, if it cannot work.
+    """
+    game = known_game(game) or game
+    why = None
+    if preset_name == "auto":
+        env = with_options(Config(), {name: value for name, value in options.items() if name.startswith("env.")}).env
+        preset_name, why = choose_preset(game, env, str(options.get("device", "auto")))
+    config = with_options(dataclasses.replace(preset(preset_name), game=game), options)
+    config.validate()
+    return config, why
+
+
+def choose_preset(game: str, env: Any, device: str) -> tuple[str, str]:
+    """The preset for an environment on this machine, and why, in a line."""
+    if game in SMALL:
+        return "small", f"preset small: {game} is a small task"
+    if not interface_of(game, env).images:
+        return "vector", f"preset vector: {game} shows numbers"
+    if resolve_device(device).type == "cuda":
+        return "paper", f"preset paper: {game} shows images, and there is a GPU ({torch.cuda.get_device_name()})"
+    return "cpu", f"preset cpu: {game} shows images, and there is no GPU"
+
+
+def default_run(config: Config) -> Path:
+    """The folder of a run that is given none."""
+    name = "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in config.game.lower()).strip("-")
+    return Path("runs") / f"{name}-{config.preset}-seed{config.seed}"
