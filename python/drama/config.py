@@ -601,7 +601,7 @@ def _vector() -> Config:
             cpu.world_model,
             vector=VectorConfig(units=128, layers=2),
             latent=LatentConfig(variables=16, classes=16),
-            sequence=dataclasses.replace(cpu.world_model.sequence, width=128),
+            sequence=dataclasses.replace(cpu.world_model.sequence, width=64),
         ),
         train=dataclasses.replace(
             cpu.train,
@@ -610,10 +610,12 @@ def _vector() -> Config:
             train_every=2,
             batch_size=16,
             batch_length=32,
+            imagination_batch=128,
             horizon=15,
             world_model_lr=1e-3,
             warmup_updates=100,
             statistics_frames=0,
+            precision="float32",  # networks as small as these are not faster in bfloat16
         ),
     )
 

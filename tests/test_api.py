@@ -1,0 +1,387 @@
+"""`drama.train` and `drama.load` in real environments: callbacks, threads, resumes, failures on the way."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+import drama
+from drama.api import choose_preset, make_config
+from drama.config import EnvConfig
+from drama.interface import Continuous
+from drama.results.dream import dream_run
+from drama.results.evaluation import evaluate_run
+from drama.results.play import Dream, action_for, watch
+from drama.training import checkpoint
+from drama.training.trainer import EnvFailed, Trainer
+
+TINY: dict[str, Any] = {
+    "device": "cpu",
+    "world_model.vector.units": 16,
+    "log.eval_episodes": 1,
+    "log.eval_envs": 1,
+    "env.grayscale": False,
+}
+
+
+class Mixed(gymnasium.Env[Any, Any]):
+    """A picture, numbers and choices; several choices to act on. Ends after 20 steps."""
+
+    observation_space = spaces.Dict(
+        {
+            "camera": spaces.Box(0, 255, (3, 40, 40), np.uint8),
+            "speed": spaces.Box(-5, 5, (2,), np.float32),
+            "gear": spaces.Discrete(3),
+        }
+    )
+    action_space = spaces.MultiDiscrete([2, 3])
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed, options=options)
+        self._steps = 0
+        return self._seen(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._steps += 1
+        return self._seen(), float(action[0]), self._steps == 20, False, {}
+
+    def _seen(self) -> dict[str, Any]:
+        return {
+            "camera": self.np_random.integers(0, 256, (3, 40, 40), np.uint8),
+            "speed": self.np_random.normal(size=2).clip(-5, 5).astype(np.float32),
+            "gear": self._steps % 3,
+        }
+
+
+def quickly(env: Any, run: Path, steps: int = 100, **options: Any) -> drama.Run:
+    return drama.train(env, steps=steps, preset="debug", run=run, progress=False, options=TINY | options)
+
+
+@pytest.fixture(scope="module", params=["CartPole-v1", "Pendulum-v1", Mixed], ids=str)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> drama.Run:
+    return quickly(request.param, tmp_path_factory.mktemp("runs") / "run")
+
+
+def test_every_kind_of_environment_goes_all_the_way(run: drama.Run) -> None:
+    """Training, evaluation, dreams, watching, playing in the dream."""
+    assert run.finished
+    assert run.step == 100
+    losses = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert any("world_model/vector" in line for line in losses)
+    result = evaluate_run(run.path, episodes=2, device="cpu")
+    assert len(result["episodes"]) == 2
+    assert result["human_normalised_mean"] is None
+    video = dream_run(run.path, steps=8, context=3, skip=2, seed=0, device="cpu")
+    assert video.shape[0] == 8
+    assert video.std() > 0
+    steps = list(watch(run.path, episodes=1, greedy=None, seed=0, device="cpu"))
+    assert len(steps) > 5
+    assert all(played.picture.ndim == 3 for played in steps)
+    dream = Dream(run.path, seed=0, device="cpu")
+    before = dream.frame
+    for keys in ({"RIGHT"}, {"1"}, set()):
+        dream.step(action_for(keys, dream.interface))
+    assert dream.steps == 3
+    assert dream.frame.shape == before.shape
+    assert not np.array_equal(dream.frame, before)
+
+
+def test_an_agent_acts_on_what_the_environment_shows(run: drama.Run) -> None:
+    agent = drama.load(run.path, device="cpu")
+    config = agent.config
+
+    def make() -> gymnasium.Env[Any, Any]:
+        return Mixed() if "Mixed" in config.game else gymnasium.make(config.game)
+
+    env = make()
+    observation, _ = env.reset(seed=0)
+    first: Any = True
+    for _ in range(12):
+        action = agent.act(observation, first)
+        assert env.action_space.contains(action)
+        observation, _, terminated, truncated, _ = env.step(action)
+        first = terminated or truncated
+        if first:
+            observation, _ = env.reset()
+    envs = gymnasium.vector.SyncVectorEnv([make] * 3)
+    observations, _ = envs.reset(seed=0)
+    flags: Any = np.ones(3, np.bool_)
+    for _ in range(4):
+        actions = agent.act(observations, flags)
+        assert len(actions) == 3
+        observations, _, over, cut, _ = envs.step(actions)
+        flags = over | cut
+
+
+def test_the_memory_is_the_agents(tmp_path: Path) -> None:
+    """The same observations after another past give other actions; after `reset` those of a new agent."""
+    done = quickly("Pendulum-v1", tmp_path / "run")
+    agent = drama.load(done.path, device="cpu", greedy=True)
+    seen = [np.array([np.cos(x), np.sin(x), x], np.float32) for x in np.linspace(-1, 1, 6)]
+    import torch
+
+    def play(first: list[bool]) -> list[float]:
+        torch.manual_seed(0)
+        return [float(agent.act(o, f)[0]) for o, f in zip(seen, first, strict=True)]
+
+    start = play([True] + [False] * 5)
+    agent.reset()
+    assert play([True] + [False] * 5) == start
+    assert play([True] * 6) != start
+
+
+def test_an_observation_that_does_not_fit_is_named(run: drama.Run) -> None:
+    agent = drama.load(run.path, device="cpu")
+    with pytest.raises(ValueError, match="observation"):
+        agent.act(np.zeros((2, 7), np.float32))
+
+
+def test_an_export_is_the_agent(run: drama.Run, tmp_path: Path) -> None:
+    from drama.results.export import export_run
+
+    out = export_run(run.path, tmp_path / "out")
+    assert {path.name for path in out.iterdir()} >= {"config.json", "interface.json", "weights.safetensors"}
+    there, here = drama.load(out, device="cpu"), drama.load(run.path, device="cpu")
+    assert there.step == here.step == 100
+    for network in ("world_model", "agent"):
+        left, right = (getattr(agent._learner, network).state_dict() for agent in (there, here))
+        for name, value in right.items():
+            assert (left[name].float() - value.float()).abs().max() <= 1e-3 * (1 + value.float().abs().max())
+    assert len(evaluate_run(out, episodes=1, device="cpu")["episodes"]) == 1
+    with pytest.raises(ValueError, match="holds something"):
+        export_run(run.path, out)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda data: data[: len(data) // 2], "damaged, or no safetensors file"),
+        (lambda _: b"nothing of the kind", "damaged, or no safetensors file"),
+        (lambda data: data.replace(b'"format":"1"', b'"format":"9"'), "format 9, this package reads format 1"),
+    ],
+)
+def test_damaged_weights_are_refused(run: drama.Run, tmp_path: Path, damage: Any, said: str) -> None:
+    from drama.results.export import export_run
+
+    out = export_run(run.path, tmp_path / "out")
+    path = out / "weights.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=said):
+        drama.load(out, device="cpu")
+
+
+class Watching(drama.Callback):
+    """Counts what it is told of; stops at a step."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.seen: dict[str, int] = {}
+        self.stop_at = stop_at
+
+    def _note(self, what: str, *_: object) -> None:
+        self.seen[what] = self.seen.get(what, 0) + 1
+
+    def on_start(self, trainer: Trainer) -> None:
+        self._note("start", trainer)
+
+    def on_step(self, trainer: Trainer) -> None:
+        self._note("step")
+        if trainer.step == self.stop_at:
+            trainer.stop()
+
+    def on_episode(self, trainer: Trainer, episode: Mapping[str, float]) -> None:
+        self._note("episode", trainer)
+        assert episode["length"] > 0
+
+    def on_update(self, trainer: Trainer) -> None:
+        self._note("update", trainer)
+
+    def on_log(self, trainer: Trainer, values: Mapping[str, float]) -> None:
+        self._note("log", trainer)
+        assert values["steps_per_second"] > 0
+
+    def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
+        self._note("checkpoint")
+        assert path == checkpoint.latest(trainer.run)
+
+    def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
+        self._note("end" if error is None else type(error).__name__, trainer)
+
+
+def test_callbacks_see_everything_and_may_stop_a_run(tmp_path: Path) -> None:
+    watching = Watching(stop_at=90)
+    done = drama.train(
+        "CartPole-v1",
+        steps=120,
+        preset="debug",
+        run=tmp_path / "run",
+        callbacks=[watching],
+        progress=False,
+        options=TINY,
+    )
+    assert (done.finished, done.step) == (False, 90)
+    episodes = watching.seen.pop("episode")
+    assert 2 <= episodes <= 10
+    assert watching.seen == {"start": 1, "step": 90, "update": 7, "log": 4, "checkpoint": 2, "end": 1}
+    again = drama.train("CartPole-v1", steps=120, preset="debug", run=tmp_path / "run", resume=True, progress=False)
+    assert (again.finished, again.step) == (True, 120)
+
+
+def test_a_callback_that_fails_ends_the_run_and_every_callback(tmp_path: Path) -> None:
+    class Failing(drama.Callback):
+        def on_step(self, trainer: Trainer) -> None:
+            if trainer.step == 5:
+                raise KeyError("mine")
+
+    watching = Watching()
+    with pytest.raises(KeyError, match="mine"):
+        drama.train(
+            "CartPole-v1",
+            steps=120,
+            preset="debug",
+            run=tmp_path / "run",
+            callbacks=[watching, Failing()],
+            progress=False,
+            options=TINY,
+        )
+    assert watching.seen["KeyError"] == 1
+    with pytest.raises(TypeError, match=r"callbacks: got .*expected instances of drama\.Callback"):
+        drama.train("CartPole-v1", run=tmp_path / "x", callbacks=[print])  # type: ignore[list-item]
+
+
+def test_runs_train_on_any_thread(tmp_path: Path) -> None:
+    found: list[drama.Run] = []
+    thread = threading.Thread(target=lambda: found.append(quickly("CartPole-v1", tmp_path / "run")))
+    thread.start()
+    thread.join()
+    assert found[0].finished
+
+
+def test_a_resumed_run_without_a_state_begins_new_episodes_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    quickly("CartPole-v1", path, steps=90)
+    trainer = Trainer.resume(path, steps=120)
+    assert len(trainer.notes) == 1
+    assert "CartPole-v1 cannot give its state" in trainer.notes[0]
+    rows = len(trainer.replay)
+    assert trainer.train()
+    batch = trainer.replay.gather([rows - 1], 2)
+    assert batch["is_first"].tolist() == [[False, True]] or batch["is_first"][0, 1]
+    assert not batch["terminated"][0, 0] or batch["is_first"][0, 1]
+
+
+@pytest.mark.parametrize("failure", ["raises", "nan", "outside"])
+def test_an_environment_that_fails_leaves_a_checkpoint_to_go_on_from(tmp_path: Path, failure: str) -> None:
+    class Breaking(gymnasium.Env[Any, Any]):
+        observation_space = spaces.Box(-1, 1, (2,), np.float32)
+        action_space = spaces.Discrete(2)
+        breaks = True
+        steps = 0
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            super().reset(seed=seed, options=options)
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action: Any) -> Any:
+            self.steps += 1
+            shown = np.full(2, 0.25 * float(action), np.float32)
+            if self.steps == 80 and self.breaks:
+                if failure == "raises":
+                    raise OverflowError("too far")
+                shown[:] = np.nan if failure == "nan" else 9
+            return shown, 1.0, self.steps % 10 == 0, False, {}
+
+    said = {"raises": "OverflowError: too far", "nan": "not a finite number", "outside": "outside of its space"}[
+        failure
+    ]
+    path = tmp_path / "run"
+    with pytest.raises(EnvFailed, match=rf"environment 0 failed after step 79: .*{said}.*--resume .* from step 79"):
+        quickly(Breaking, path, steps=120)
+    Breaking.breaks = False
+    again = drama.train(Breaking, steps=120, preset="debug", run=path, resume=True, progress=False)
+    assert again.finished
+
+
+def test_a_run_does_not_go_on_in_another_environment(tmp_path: Path) -> None:
+    class Changing(gymnasium.Env[Any, Any]):
+        size = 2
+        action_space = spaces.Discrete(2)
+
+        def __init__(self) -> None:
+            self.observation_space = spaces.Box(-1, 1, (self.size,), np.float32)
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            super().reset(seed=seed, options=options)
+            return np.zeros(self.size, np.float32), {}
+
+        def step(self, action: Any) -> Any:
+            return np.zeros(self.size, np.float32), float(action), False, False, {}
+
+    quickly(Changing, tmp_path / "run", steps=80)
+    Changing.size = 3
+    with pytest.raises(ValueError, match="the run learned with observation"):
+        Trainer.resume(tmp_path / "run", steps=120)
+
+
+def test_presets_follow_what_is_shown() -> None:
+    assert choose_preset("Catch", EnvConfig(), "cpu")[0] == "small"
+    assert choose_preset("CartPole-v1", EnvConfig(), "cpu")[0] == "vector"
+    assert choose_preset("CartPole-v1", EnvConfig(render=True), "cpu")[0] == "cpu"
+    assert choose_preset("Pong", EnvConfig(), "cpu")[0] == "cpu"
+    config, why = make_config("pong", "auto", {"device": "cpu", "train.batch_size": 6})
+    assert (config.game, config.preset, config.train.batch_size) == ("Pong", "cpu", 6)
+    assert why is not None
+    with pytest.raises(
+        ValueError, match=r"'train\.batchsize' is no field of the config \(did you mean train\.batch_size"
+    ):
+        make_config("pong", "cpu", {"train.batchsize": 4})
+
+
+def test_keys_push_continuous_actions() -> None:
+    from drama.interface import Interface, Vector
+
+    interface = Interface({"obs": Vector(("x",))}, Continuous(3))
+    assert action_for({"LEFT", "UP"}, interface).tolist() == [-1, 1, 0]
+
+
+def test_metrics_go_to_other_loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    import mlflow
+
+    uri = f"file://{tmp_path}/mlruns"
+    drama.train(
+        "CartPole-v1",
+        steps=100,
+        preset="debug",
+        run=tmp_path / "run",
+        callbacks=[drama.MLflow(uri)],
+        progress=False,
+        options=TINY,
+    )
+    client = mlflow.MlflowClient(uri)
+    (found,) = client.search_runs(["0"])
+    assert found.data.params["train.batch_size"] == "4"
+    assert np.isfinite(found.data.metrics["train/world_model/loss"])
+
+
+def test_metrics_go_to_wandb_offline(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    drama.train(
+        "CartPole-v1",
+        steps=100,
+        preset="debug",
+        run=tmp_path / "run",
+        callbacks=[drama.WandB(project="test", mode="offline")],
+        progress=False,
+        options=TINY,
+    )
+    assert list((tmp_path / "run").glob("wandb/offline-run-*/*.wandb"))
