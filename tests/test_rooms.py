@@ -13,17 +13,20 @@ import pytest
 import drama
 
 PACKAGE = Path(drama.__file__).parent
-BELOW = {
+BASE = {"config", "files", "interface"}
+BELOW: dict[str, set[str]] = {
     "config": set(),
     "files": set(),
+    "interface": set(),
     "replay": set(),
-    "envs": {"config"},
-    "runtime": {"config"},
-    "models": {"config", "runtime"},
-    "agent": {"config", "runtime", "models"},
-    "training": {"config", "files", "runtime", "models", "agent", "replay", "envs"},
-    "results": {"config", "files", "runtime", "models", "agent", "replay", "envs", "training"},
-    "cli": {"config", "files", "runtime", "models", "agent", "replay", "envs", "training", "results"},
+    "envs": BASE,
+    "runtime": BASE,
+    "models": BASE | {"runtime"},
+    "agent": BASE | {"runtime", "models"},
+    "training": BASE | {"runtime", "models", "agent", "replay", "envs"},
+    "results": BASE | {"runtime", "models", "agent", "replay", "envs", "training"},
+    "api": BASE | {"runtime", "models", "agent", "replay", "envs", "training", "results"},
+    "cli": BASE | {"runtime", "models", "agent", "replay", "envs", "training", "results", "api"},
 }
 
 
