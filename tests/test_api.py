@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -385,3 +388,58 @@ def test_metrics_go_to_wandb_offline(tmp_path: Path) -> None:
         options=TINY,
     )
     assert list((tmp_path / "run").glob("wandb/offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM"])
+def test_a_lost_terminal_leaves_a_checkpoint(tmp_path: Path, name: str) -> None:
+    class Hanging(drama.Callback):
+        def on_step(self, trainer: Trainer) -> None:
+            if trainer.step == 30:
+                signal.raise_signal(getattr(signal, name))
+
+    done = drama.train(
+        "CartPole-v1",
+        steps=100,
+        preset="debug",
+        run=tmp_path / "run",
+        callbacks=[Hanging()],
+        progress=False,
+        options=TINY,
+    )
+    assert (done.finished, done.step) == (False, 30)
+    assert checkpoint.latest(done.path).name == "step-000000030"
+
+
+def test_checkpoints_come_by_the_clock(tmp_path: Path) -> None:
+    saved: list[int] = []
+
+    class Noting(drama.Callback):
+        def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
+            saved.append(int(path.name.removeprefix("step-")))
+            trainer._saved = (trainer._saved[0], 0.0)  # as if it had taken no time
+
+    drama.train(
+        "CartPole-v1",
+        steps=100,
+        preset="debug",
+        run=tmp_path / "run",
+        callbacks=[Noting()],
+        progress=False,
+        options=TINY | {"log.checkpoint_minutes": 1e-9},
+    )
+    assert saved == list(range(1, 101))
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
+    """As in `drama train ... | head -1`."""
+    command = [sys.executable, "-c", "from drama.cli import main; main()", "train", "CartPole-v1", "--preset", "debug"]
+    options = ["--env.no-grayscale", "--steps", "120", "--run", str(tmp_path / "run"), "--device", "cpu"]
+    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(100) == 0
+    assert checkpoint.latest(tmp_path / "run").name == "step-000000120"
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()

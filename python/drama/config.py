@@ -314,6 +314,8 @@ class LogConfig:
     """Environment steps between two sets of reconstructions and dreams in TensorBoard."""
     checkpoint_every: int = 10_000
     """Environment steps between two checkpoints."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between two checkpoints, more where they would take over 1 % of the time; 0 for none by the clock."""
     eval_episodes: int = 10
     """Episodes of the evaluation at the end of a run; 0 leaves it out."""
     eval_envs: int = 8
@@ -392,6 +394,7 @@ class Config:
             "train.statistics_frames": t.statistics_frames,
             "world_model.motion_scale": self.world_model.motion_scale,
             "log.eval_episodes": self.log.eval_episodes,
+            "log.checkpoint_minutes": self.log.checkpoint_minutes,
         }
         checks |= {f"{name}: {value} must not be negative": value >= 0 for name, value in not_negative.items()}
         for name in ("num_envs", "train_every", "batch_size", "batch_length", "imagination_batch", "horizon"):

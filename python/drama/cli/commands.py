@@ -457,8 +457,9 @@ def _parse(cls: type[T], args: Sequence[str], command: str, default: Any = None)
         if not stop.code:
             raise
         lines = [line.strip("│╭╮╰╯─ ") for line in said.getvalue().splitlines()[1:]]
-        text = " ".join(" ".join(lines).split()).split(" For full helptext")[0]
-        raise ValueError(f"{text} (`drama {command} --help` shows all options)") from None
+        text = " ".join(" ".join(lines).split()).split(" For full helptext")[0].split(" Argument helptext")[0]
+        option = "--help-all" if command == "train" else "--help"
+        raise ValueError(f"{text} (`drama {command} {option}` shows all options)") from None
 
 
 def _named_preset(args: Sequence[str]) -> str | None:

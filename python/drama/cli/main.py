@@ -32,10 +32,10 @@ EXTRAS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 when done, 2 on bad input, 130 when interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if not args or args[0] in ("-h", "--help"):
+    if not args or args[0] in ("-h", "--help", "help"):
         print(_help())
         return
-    if args[0] == "--version":
+    if args[0] in ("--version", "version"):
         print(__version__)
         return
     # Threads without work must sleep: in the loop in which they wait by default they take the cores of whatever runs
@@ -54,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if module in ("", "drama"):
             raise
         _fail(f"{module} is not installed; `pip install 'drama-rl[{EXTRAS.get(module, 'train')}]'` brings it")
+    except BrokenPipeError:  # whoever read the output has gone: that is no mistake
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (ValueError, FloatingPointError) as error:

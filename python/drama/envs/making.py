@@ -124,7 +124,7 @@ def _make_inner(game: str, config: EnvConfig, pictures: bool) -> MakeEnv:
             kwargs.setdefault("render_mode", "rgb_array")
         return functools.partial(found, **kwargs)
     if game not in gymnasium.registry:
-        names = [*game_names(), *gymnasium.registry]
+        names = [*game_names(), *(name for name in gymnasium.registry if not name.startswith("drama/"))]
         raise ValueError(
             f"game: {game!r} is unknown{did_you_mean(game, names)}; it may be one of `drama games`, the id of an"
             " environment that is registered with Gymnasium (--env.imports MODULE imports what registers it), or"

@@ -125,7 +125,7 @@ class Progress(Callback):
     def _print(self, text: str) -> None:
         try:
             self._console.print(text, soft_wrap=True, highlight=False, markup=False)
-        except (OSError, ValueError):  # the reader is gone, or the stream is closed
+        except (OSError, ValueError, SystemExit):  # the reader is gone, for which rich exits; the stream is closed
             self._console = Console(quiet=True)
 
     def _table(self) -> Group:

@@ -32,6 +32,8 @@ from drama.training.pictures import dream_strip, dream_video
 from drama.training.updater import Updater, not_finite
 
 DREAM_ROWS, DREAM_STEPS = 4, 48
+SHARE = 0.01
+"""Of the time, that checkpoints by the clock may take."""
 
 
 class EnvFailed(RuntimeError):
@@ -94,6 +96,7 @@ class Trainer:
             if folder is not None:
                 self._load(folder)
             self._clock = (time.perf_counter(), self.step)
+            self._saved = (time.perf_counter(), 0.0)
         except BaseException:
             envs.close()
             raise
@@ -119,7 +122,7 @@ class Trainer:
         return Trainer(config, run, callbacks=callbacks, resume=True)
 
     def train(self) -> bool:
-        """Train to the last step, or until `stop`, SIGINT or SIGTERM; saves a checkpoint either way.
+        """Train to the last step, or until `stop`, SIGINT, SIGTERM or SIGHUP; saves a checkpoint either way.
 
         Returns:
             True if it finished.
@@ -159,6 +162,7 @@ class Trainer:
 
         With `broken` environments it goes on with new episodes.
         """
+        began = time.perf_counter()
         self._refuse_infinite(self._updater.means())
         learner = self.learner.state_dict()
         for network in ("world_model", "agent"):
@@ -180,6 +184,7 @@ class Trainer:
             },
             self.replay,
         )
+        self._saved = (time.perf_counter(), time.perf_counter() - began)
         self._callbacks.tell("checkpoint", self, path)
         return path
 
@@ -201,9 +206,16 @@ class Trainer:
                 self._log()
             if self._updater.count and self._due(config.log.image_every):
                 self._callbacks.tell("pictures", self, self.pictures())
-            if self._due(config.log.checkpoint_every) and self.step < config.steps:
+            due = self._due(config.log.checkpoint_every) or self._late()
+            if due and self.step < config.steps:
                 self.save()
         self.save()
+
+    def _late(self) -> bool:
+        """Whether the clock asks for a checkpoint."""
+        ended, took = self._saved
+        minutes = self.config.log.checkpoint_minutes
+        return bool(minutes) and time.perf_counter() - ended > max(60 * minutes, took / SHARE)
 
     def _due(self, every: int) -> int:
         """How many multiples of `every` the last step of the environments has reached."""
@@ -273,7 +285,7 @@ class Trainer:
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
-        """Let the first SIGINT or SIGTERM end the loop after the present step; a second SIGINT ends it at once.
+        """Let the first SIGINT, SIGTERM or SIGHUP end the loop after the present step; a second SIGINT ends it at once.
 
         Only on the main thread, as others get no signals.
         """
@@ -285,7 +297,10 @@ class Trainer:
             self._stop = True
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-        before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        signals = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup does
+            signals.append(signal.SIGHUP)
+        before = {s: signal.signal(s, stop) for s in signals}
         try:
             yield
         finally:
