@@ -233,7 +233,9 @@ def test_callbacks_see_everything_and_may_stop_a_run(tmp_path: Path) -> None:
     episodes = watching.seen.pop("episode")
     assert 2 <= episodes <= 10
     assert watching.seen == {"start": 1, "step": 90, "update": 7, "log": 4, "checkpoint": 2, "end": 1}
-    again = drama.train("CartPole-v1", steps=120, preset="debug", run=tmp_path / "run", resume=True, progress=False)
+    with pytest.raises(ValueError, match="is a run in CartPole-v1, not in Pendulum-v1"):
+        drama.train("Pendulum-v1", run=tmp_path / "run", resume=True, progress=False)
+    again = drama.train("CartPole-v1", steps=120, run=tmp_path / "run", resume=True, progress=False)
     assert (again.finished, again.step) == (True, 120)
 
 
@@ -443,3 +445,27 @@ def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
     assert process.stderr is not None
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    """The second names the first and leaves everything to it; a killed one holds nobody up."""
+    path = tmp_path / "run"
+    quickly("CartPole-v1", path, steps=80)
+    script = (
+        "import sys, time, drama\n"
+        "class Waiting(drama.Callback):\n"
+        "    def on_step(self, trainer):\n"
+        "        print('stepping', flush=True)\n"
+        "        time.sleep(100)\n"
+        f"options = dict(steps=120, run={str(path)!r}, resume=True, progress=False)\n"
+        "drama.train('CartPole-v1', callbacks=[Waiting()], **options)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "stepping\n"
+    with pytest.raises(ValueError, match=rf"process {process.pid} on .* is training in this folder"):
+        drama.train("CartPole-v1", steps=120, run=path, resume=True, progress=False)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert drama.train("CartPole-v1", steps=120, run=path, resume=True, progress=False).finished

@@ -76,15 +76,15 @@ def train(
         drama.training.trainer.EnvFailed: the environment failed on the way; a checkpoint was saved.
     """
     name = env if isinstance(env, str) else given_name(env)
-    config, _ = make_config(
-        name, preset, {"seed": seed} | ({} if steps is None else {"steps": steps}) | dict(options or {})
-    )
-    path = Path(run) if run is not None else default_run(config)
     shown = [*callbacks, Progress()] if progress else list(callbacks)
+    chosen = {"seed": seed, **({} if steps is None else {"steps": steps}), **(options or {})}
+    path = Path(run) if run is not None else default_run(make_config(name, preset, chosen)[0])
     if resume and (path.is_dir() or resume is True):
         trainer = Trainer.resume(path, steps, callbacks=shown)
+        if (known_game(name) or name) != trainer.config.game:
+            raise ValueError(f"env: {path} is a run in {trainer.config.game}, not in {name}")
     else:
-        trainer = Trainer(config, path, callbacks=shown)
+        trainer = Trainer(make_config(name, preset, chosen)[0], path, callbacks=shown)
     finished = trainer.train()
     return Run(path, trainer.step, finished)
 

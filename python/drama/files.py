@@ -1,9 +1,17 @@
-"""Writing files so that a kill at any instant leaves the old or the new one."""
+"""Writing files so that a kill at any instant leaves the old or the new one, and one writer at a time."""
 
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing keeps two writers apart there
+    fcntl = None  # type: ignore[assignment]
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -24,3 +32,28 @@ def fsync_folder(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing into `folder`. The lock is gone with its owner, however that ends.
+
+    Raises ValueError that names the owner where there is one.
+    """
+    with (folder / ".lock").open("a+") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise ValueError(
+                    f"{folder}: {owner} is training in this folder; wait for its end, or stop it"
+                ) from None
+            except OSError:  # a file system that has no locks
+                pass
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield

@@ -19,7 +19,7 @@ from drama.agent.imagination import dream
 from drama.agent.player import Player
 from drama.config import Config
 from drama.envs import EnvError
-from drama.files import write_atomically
+from drama.files import locked, write_atomically
 from drama.interface import Interface
 from drama.replay import ReplayBuffer, Uniform
 from drama.runtime.device import resolve_device
@@ -135,7 +135,7 @@ class Trainer:
         self._clock = (time.perf_counter(), self.step)
         error: BaseException | None = None
         try:
-            with self._stoppable():
+            with locked(self.run), self._stoppable():
                 try:
                     self._callbacks.start(self)
                     self._loop()
