@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from drama.config import PRESETS, Config, preset
-from drama.envs import make_env
+from drama.envs import interface_of
+from drama.interface import LONE
 from drama.models.losses import reconstruction_losses
 from drama.models.vision import to_unit
 from drama.models.world_model import Batch
 from drama.replay import DynamicFrequency, ReplayBuffer
 from drama.runtime.device import resolve_device
+from drama.training.collector import random_play
 from drama.training.learner import Learner
-from drama.training.trainer import random_play
 from learning import chosen
 
 LOSSES = ("reconstruction", "moving", "reward", "kl")
@@ -46,15 +47,15 @@ def split(buffer: ReplayBuffer, rows: int) -> ReplayBuffer:
 def losses(learner: Learner, batch: Batch) -> dict[str, float]:
     """Means over all sequences, with the weights as they are. `moving` is the squared error of the pixels that move,
     over what the mean frame has: 1 if nothing that moves is seen."""
-    model, frames = learner.world_model, to_unit(batch.obs)
+    model, frames = learner.world_model, to_unit(batch.obs[LONE])
 
     def moving(predicted: Tensor) -> float:
         weighted, plain = reconstruction_losses(predicted, frames, motion_scale=1.0)
-        return (weighted - plain).item()
+        return (weighted - plain).mean().item()
 
-    with torch.no_grad(), learner.autocast:
+    with torch.no_grad(), model.autocast():
         found = {name: value.item() for name, value in model.loss(batch).items()}
-        found["moving"] = moving(model.decode(model.sample(model.encode(batch.obs))))
+        found["moving"] = moving(model.decode(model.sample(model.encode(batch.obs)))[LONE])
     found["moving"] /= moving(frames.mean((0, 1)))
     return {name: found[name] for name in LOSSES}
 
@@ -65,9 +66,8 @@ def measure(config: Config, rows: int, held_out: int, updates: int) -> dict[str,
     train = config.train
     played = random_play(config, rows + held_out)
     buffer = split(played, rows)
-    env = make_env(config.game, config.env)
-    learner = Learner(config, 1 if config.env.grayscale else 3, int(env.action_space.n), resolve_device(config.device))
-    learner.start_from_frames(buffer.sample(256, 1)["obs"])
+    learner = Learner(config, interface_of(config.game, config.env), resolve_device(config.device))
+    learner.start_from_frames({LONE: buffer.sample(256, 1)[LONE]})
     sampler = DynamicFrequency(temperature=train.dfs_temperature, ratio=1.0).world_model
     for _ in range(updates):
         learner.update_world_model(

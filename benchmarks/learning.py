@@ -1,12 +1,14 @@
-"""Does it learn? Small tasks against random play and a model-free agent: `python benchmarks/learning.py [--json]`.
+"""Does it learn? Tasks against random play and model-free agents: `python benchmarks/learning.py [--json]`.
 
-Each task needs something of the world model: to see a small object (Catch), to remember for 20 steps (Recall), to carry
-a rare reward back to its causes (Doorway). Every seed trains the preset `small`, with the task's options and number of
-environment steps, then plays 100 episodes with sampled actions. Beside it stand random play and Stable-Baselines3's
-DQN, which gets as many environment steps and one gradient step for each. A task is passed by a seed whose mean return
-is at least the bound. `--tasks`, `--seeds` and `--agents` choose what runs; the agents named after a choice of the
-method differ from `ours` in that alone. `--results FILE` keeps every seed as a line of JSON and does not run again what
-FILE holds for the same configuration. The intervals are Student's, 95 %, over the seeds.
+Each small task needs something of the world model: to see a small object (Catch), to remember for 20 steps (Recall), to
+carry a rare reward back to its causes (Doorway). Others are of Gymnasium: numbers and choices (CartPole), numbers and
+continuous actions (Pendulum), a memory (MiniGrid's MemoryS7, which wants the package minigrid). Every seed trains the
+preset of the task with its options and number of environment steps, then plays 100 episodes with sampled actions.
+Beside it stand random play and agents of Stable-Baselines3 after as many environment steps: its DQN, PPO or SAC with
+their defaults, but for what a few thousand steps need. A task is passed by a seed whose mean return is at least the
+bound. `--tasks`, `--seeds` and `--agents` choose what runs; the agents named after a choice of the method differ from
+`ours` in that alone. `--results FILE` keeps every seed as a line of JSON and does not run again what FILE holds for the
+same configuration. The intervals are Student's, 95 %, over the seeds.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from drama.config import Config, preset
-from drama.envs import make_env
+from drama.config import Config, preset, with_options
+from drama.envs import env_maker, make_env, read_interface
 from drama.results.evaluation import evaluate
 from drama.training.trainer import Trainer
 
@@ -44,28 +46,20 @@ class Task:
     minutes: float
     bound: float
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    preset: str = "small"
+    peers: tuple[str, ...] = ("DQN",)
+    """Agents of Stable-Baselines3 beside ours."""
 
     def config(self, seed: int, **options: Any) -> Config:
-        """The preset `small` for this task, with `options` that are named as on the command line."""
-        config = preset("small")
-        for name, value in ({"game": self.game, "steps": self.steps, "seed": seed} | self.options | options).items():
-            config = replaced(config, name.split("."), value)
-        return config
-
-
-def replaced(config: Any, path: list[str], value: Any) -> Any:
-    """`config` with another value at `path`, a name in each of the nested dataclasses."""
-    if len(path) > 1:
-        value = replaced(getattr(config, path[0]), path[1:], value)
-    return dataclasses.replace(config, **{path[0]: value})
+        """The preset for this task, with `options` by name."""
+        given = {"game": self.game, "steps": self.steps, "seed": seed}
+        return with_options(preset(self.preset), given | self.options | options)
 
 
 def chosen(config: Config, options: str) -> Config:
     """`config` with the options `name=value,name=value`."""
-    for option in filter(None, options.split(",")):
-        name, value = option.split("=")
-        config = replaced(config, name.split("."), json.loads(value))
-    return config
+    pairs = (option.split("=") for option in filter(None, options.split(",")))
+    return with_options(config, {name: json.loads(value) for name, value in pairs})
 
 
 TASKS = {
@@ -86,13 +80,18 @@ TASKS = {
         bound=0.8,
         options={"train.start_step": 1000, "train.horizon": 14, "agent.entropy": 2e-3},
     ),
+    "cartpole": Task("CartPole-v1", steps=15_000, minutes=45, bound=475, preset="vector", peers=("DQN", "PPO")),
+    "pendulum": Task("Pendulum-v1", steps=15_000, minutes=45, bound=-200, preset="vector", peers=("SAC", "PPO")),
+    "memory": Task(
+        "MiniGrid-MemoryS7-v0",
+        steps=50_000,
+        minutes=150,
+        bound=0.85,  # of at most about 0.95, as a step costs a little
+        options={"env.imports": ("minigrid",), "env.without": ("mission",), "train.context": 16},
+        preset="vector",
+        peers=("PPO",),
+    ),
 }
-
-
-class Quiet:
-    """A display that shows nothing."""
-
-    def update(self, step: int, values: dict[str, float]) -> None: ...
 
 
 def ours(task: Task, seed: int, **options: Any) -> float:
@@ -100,7 +99,7 @@ def ours(task: Task, seed: int, **options: Any) -> float:
     config = task.config(seed, **options)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, Path(folder) / "run")
-        if not trainer.train(Quiet()):
+        if not trainer.train():
             raise SystemExit(f"stopped at step {trainer.step} of {config.steps}")
     records = evaluate(config, trainer.learner, episodes=EPISODES, greedy=False, seed=EVALUATION_SEED + seed)
     return statistics.fmean(record["return"] for record in records)
@@ -109,38 +108,41 @@ def ours(task: Task, seed: int, **options: Any) -> float:
 def random_play(task: Task, seed: int) -> float:
     """Mean return of uniformly random actions."""
     env = make_env(task.game, task.config(seed).env)
-    random = np.random.default_rng(seed)
+    action, random = read_interface(env).action, np.random.default_rng(seed)
     env.reset(seed=EVALUATION_SEED + seed)
     total, episodes = 0.0, 0
     while episodes < EPISODES:
-        _, reward, terminated, truncated, _ = env.step(int(random.integers(env.action_space.n)))
-        total += reward
+        _, reward, terminated, truncated, _ = env.step(action.sample(random, 1)[0])
+        total += float(reward)
         if terminated or truncated:
             episodes += 1
             env.reset()
     return total / EPISODES
 
 
-def model_free(task: Task, seed: int) -> float:
-    """Mean return of Stable-Baselines3's DQN after as many environment steps."""
-    from stable_baselines3 import DQN
+def model_free(task: Task, seed: int, *, kind: str) -> float:
+    """Mean return of an agent of Stable-Baselines3 after as many environment steps."""
+    import stable_baselines3
     from stable_baselines3.common.evaluation import evaluate_policy
     from stable_baselines3.common.monitor import Monitor
 
     config = task.config(seed)
-    agent = DQN(
-        "MlpPolicy",
-        Monitor(make_env(task.game, config.env)),
-        buffer_size=task.steps,
-        learning_starts=config.train.start_step,
-        train_freq=1,
-        learning_rate=5e-4,
-        target_update_interval=250,
-        exploration_fraction=0.5,
-        seed=seed,
-    )
+    settings: dict[str, dict[str, Any]] = {
+        "DQN": {
+            "buffer_size": task.steps,
+            "learning_starts": config.train.start_step,
+            "train_freq": 1,
+            "learning_rate": 5e-4,
+            "target_update_interval": 250,
+            "exploration_fraction": 0.5,
+        },
+        "PPO": {},
+        "SAC": {"learning_starts": config.train.start_step},
+    }
+    make = env_maker(task.game, config.env)
+    agent = getattr(stable_baselines3, kind)("MlpPolicy", Monitor(make()), seed=seed, device="cpu", **settings[kind])
     agent.learn(task.steps)
-    mean, _ = evaluate_policy(agent, Monitor(make_env(task.game, config.env)), n_eval_episodes=EPISODES)
+    mean, _ = evaluate_policy(agent, Monitor(make()), n_eval_episodes=EPISODES)
     assert isinstance(mean, float)
     return mean
 
@@ -153,7 +155,8 @@ CHOICES: dict[str, dict[str, Any]] = {
     "no resets": {"world_model.reset_state": False},
     "ppo": {"agent.policy": "ppo"},
 }
-AGENTS: dict[str, Callable[[Task, int], float]] = {"ours": ours, "random": random_play, "DQN": model_free}
+AGENTS: dict[str, Callable[[Task, int], float]] = {"ours": ours, "random": random_play}
+AGENTS |= {kind: partial(model_free, kind=kind) for kind in ("DQN", "PPO", "SAC")}
 AGENTS |= {name: partial(ours, **options) for name, options in CHOICES.items()}
 
 
@@ -182,11 +185,13 @@ def fingerprint(task: Task, seed: int, agent: str) -> str:
 
 
 def measure(
-    tasks: Sequence[str], seeds: Sequence[int], agents: Sequence[str], known: Sequence[Result]
+    tasks: Sequence[str], seeds: Sequence[int], agents: Sequence[str] | None, known: Sequence[Result]
 ) -> Iterator[Result]:
-    """The chosen results, those that are known first, the others as they come."""
+    """The chosen results, those that are known first, the others as they come; of ours, random and peers without
+    `agents`."""
     there = {result.key: result for result in known}
-    wanted = [(t, a, s, fingerprint(TASKS[t], s, a)) for s in seeds for t in tasks for a in agents]
+    chosen_agents = {t: agents or ("ours", "random", *TASKS[t].peers) for t in tasks}
+    wanted = [(t, a, s, fingerprint(TASKS[t], s, a)) for s in seeds for t in tasks for a in chosen_agents[t]]
     yield from (there[key] for key in wanted if key in there)
     for name, agent, seed, config in wanted:
         if (name, agent, seed, config) not in there:
@@ -226,7 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to one below")
-    parser.add_argument("--agents", nargs="+", choices=AGENTS, default=["ours", "random", "DQN"])
+    parser.add_argument("--agents", nargs="+", choices=AGENTS, help="by default ours, random, and the task's peers")
     parser.add_argument("--results", type=Path, help="a file that keeps every seed")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     args = parser.parse_args()

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drama.config import EnvConfig
-from drama.envs import make_env
+from drama.envs import FrameEnv, make_env
 from drama.replay import ReplayBuffer
 from timing import Parts, Row, compare, elapsed, rows, show
 
@@ -29,6 +29,7 @@ Array = npt.NDArray[Any]
 def play(game: str, count: int) -> dict[str, Array]:
     """Rows of random play, `[count, 1, ...]` by field name."""
     env = make_env(game, EnvConfig())
+    assert isinstance(env, FrameEnv)
     random = np.random.default_rng(0)
     frame, _ = env.reset(seed=0)
     columns: dict[str, Array] = {

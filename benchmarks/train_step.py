@@ -31,16 +31,16 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from drama.agent.imagination import observe, start_from
 from drama.agent.player import Player
 from drama.config import PRESETS, Config, preset
-from drama.envs import make_env
+from drama.envs import interface_of, make_env, read_interface
+from drama.interface import LONE
 from drama.models.world_model import Batch
 from drama.replay import DynamicFrequency
 from drama.results.cost import agent_update, median_milliseconds
 from drama.runtime.device import resolve_device, resolve_precision
+from drama.training.collector import random_play
 from drama.training.learner import Learner
-from drama.training.trainer import random_play
 from learning import chosen
 from timing import Row, compare, show
 
@@ -68,8 +68,7 @@ def setting(config: Config) -> Setting:
     train = config.train
     buffer = random_play(config, ROWS)
     dfs = DynamicFrequency(temperature=train.dfs_temperature, ratio=train.batch_size / train.imagination_batch)
-    channels = 1 if config.env.grayscale else 3
-    learner = Learner(config, channels, int(make_env("Pong", config.env).action_space.n), resolve_device("auto"))
+    learner = Learner(config, interface_of("Pong", config.env), resolve_device("auto"))
     batch = learner.to_batch(buffer.sample(train.batch_size, train.batch_length, sampler=dfs.world_model))
     if train.imagine_from == "batch":
         return Setting(learner, batch, batch)
@@ -97,21 +96,23 @@ def measure(config: Config, repeats: int) -> dict[str, float]:
     buffer = random_play(config, ROWS)
     env = make_env("Pong", config.env)
     frame, _ = env.reset(seed=0)
-    learner = Learner(config, frame.shape[-1], int(env.action_space.n), device)
+    learner = Learner(config, read_interface(env), device)
     model, train = learner.world_model, config.train
     dfs = DynamicFrequency(temperature=train.dfs_temperature, ratio=train.batch_size / train.imagination_batch)
     sequences = buffer.sample(train.batch_size, train.batch_length, sampler=dfs.world_model)
     starts = buffer.sample(train.imagination_batch, train.context, sampler=dfs.imagination)
     batch, context = learner.to_batch(sequences), learner.to_batch(starts)
     within = train.imagine_from == "batch"
-    frames = batch.obs.flatten(0, 1)[: train.statistics_frames] if train.statistics_frames else None
+    frames = None
+    if train.statistics_frames:
+        frames = {LONE: batch.obs[LONE].flatten(0, 1)[: train.statistics_frames]}
     latents = torch.zeros(train.batch_size, train.batch_length, model.latents, device=device)
     player = Player(model, learner.agent, num_envs=1, record=train.cuda_graph)
 
     def trained(forward: Callable[[], torch.Tensor]) -> Callable[[], None]:
         def both() -> None:
             model.train()
-            with learner.autocast:
+            with model.autocast():
                 out = forward()
             out.float().square().mean().backward()
             model.eval()
@@ -124,33 +125,30 @@ def measure(config: Config, repeats: int) -> dict[str, float]:
             buffer.sample(train.imagination_batch, train.context, sampler=dfs.imagination, out=starts)
 
     def act() -> None:
-        with learner.autocast:
-            player.act(frame[None], np.array([False]))
+        player.act({LONE: frame[None]}, np.array([False]))
 
     def environment() -> None:
         *_, terminated, truncated, _ = env.step(0)
         if terminated or truncated:
             env.reset()
 
-    with learner.autocast:
-        start = observe(model, context.obs, context.action, context.is_first)
+    with torch.no_grad(), model.autocast():
         known = model.sample(model.encode(context.obs))
+        start = model.recall(known, context.action, context.is_first)
 
     def context_part() -> None:
-        with learner.autocast:
-            if within:
-                start_from(model, known, context.action, context.is_first)
-            else:
-                observe(model, context.obs, context.action, context.is_first)
+        with torch.no_grad(), model.autocast():
+            z = known if within else model.sample(model.encode(context.obs))
+            model.recall(z, context.action, context.is_first)
 
     def imagination() -> None:
-        with learner.autocast:
+        with model.autocast():
             learner.imagine(start)
 
     parts: dict[str, Callable[[], object]] = {
         "world model update": lambda: learner.update_world_model(batch, frames),
         "  encoder": trained(lambda: model.encode(batch.obs)),
-        "  decoder": trained(lambda: model.decode(latents)),
+        "  decoder": trained(lambda: model.decode(latents)[LONE]),
         "  sequence model": trained(lambda: model(latents, batch.action, batch.is_first)[0]),
         "agent update": lambda: agent_update(learner)(batch if within else context),
         "  context": context_part,
@@ -172,7 +170,7 @@ def beside_peer(config: Config, seconds: float) -> tuple[list[Row], dict[str, tu
 
     with_batches = setting(config)
     learner, train = with_batches.learner, config.train
-    channels, actions = with_batches.batch.obs.shape[-1], learner.world_model.actions
+    channels, actions = with_batches.batch.obs[LONE].shape[-1], learner.world_model.interface.action.width
     low = resolve_precision(train.precision, learner.device) == torch.bfloat16
     peers = {
         f"sheeprl DreamerV3, {precision}": dreamer_v3(config, channels, actions, precision)

@@ -409,7 +409,7 @@ class Config:
 
     @staticmethod
     def from_json(text: str) -> Config:
-        """Read what `to_json` wrote. Raises ValueError that names an unknown or missing field."""
+        """Read what `to_json` wrote. Fields that are missing have their defaults; raises ValueError for an unknown one."""
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
@@ -439,7 +439,7 @@ def _refuse(checks: dict[str, bool]) -> None:
 
 
 def _structure(cls: Any, values: Any, where: str) -> Any:
-    """Build the dataclass `cls` from nested dicts, refusing unknown and missing fields by name."""
+    """Build the dataclass `cls` from nested dicts, refusing unknown fields by name."""
     hints = get_type_hints(cls)
     if not isinstance(values, dict):
         raise ValueError(f"{where or 'config'}: expected an object, found {type(values).__name__}")

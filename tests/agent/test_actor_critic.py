@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from drama.agent.actor_critic import ActorCritic
 from drama.agent.imagination import Trajectory
 from drama.config import AgentConfig, preset
+from drama.interface import LONE, Choices
 from drama.models.heads import TwoHot
 from drama.models.world_model import Batch
 from drama.training.learner import Learner
+from helpers import frames, log_policy
 
 FEATURES, ACTIONS, BINS = 6, 3, 41  # with limit 20 the bins are the whole numbers of symlog space
 CONFIG = AgentConfig(actor_units=16, critic_units=16, layers=1, entropy=0.0)
@@ -28,7 +30,7 @@ def losses_of(agent: ActorCritic, trajectory: Trajectory) -> dict[str, Tensor]:
 
 def make_agent(config: AgentConfig = CONFIG) -> ActorCritic:
     torch.manual_seed(0)
-    return ActorCritic(config, FEATURES, ACTIONS, TwoHot(BINS, 20.0))
+    return ActorCritic(config, FEATURES, Choices((ACTIONS,)), TwoHot(BINS, 20.0))
 
 
 def make_trajectory(
@@ -59,7 +61,7 @@ def gradients(loss: Tensor, agent: ActorCritic) -> dict[str, Tensor]:
 
 
 def probability(agent: ActorCritic, trajectory: Trajectory, action: int) -> float:
-    return agent.log_policy(trajectory.features[:, :-1]).exp()[..., action].mean().item()
+    return log_policy(agent, trajectory.features[:, :-1]).exp()[..., action].mean().item()
 
 
 @pytest.mark.parametrize(("reward", "raised"), [(1.0, True), (-1.0, False)])
@@ -167,14 +169,14 @@ def test_the_slow_critic_starts_as_the_critic_and_is_not_trained() -> None:
 def test_first_policy_is_uniform_and_first_value_zero() -> None:
     """Of the paper's sizes, on large inputs."""
     torch.manual_seed(0)
-    agent = ActorCritic(AgentConfig(), 1536, 6, TwoHot(255, 20.0))
+    agent = ActorCritic(AgentConfig(), 1536, Choices((6,)), TwoHot(255, 20.0))
     features = torch.randn(64, 1536) * 5
-    assert (agent.log_policy(features).exp() - 1 / 6).abs().max() < 0.01
+    assert (log_policy(agent, features).exp() - 1 / 6).abs().max() < 0.01
     assert agent.two_hot.decode(agent.critic(features)).abs().max() < 0.1
 
 
 def test_the_papers_sizes() -> None:
-    agent = ActorCritic(AgentConfig(), 1536, 6, TwoHot(255, 20.0))
+    agent = ActorCritic(AgentConfig(), 1536, Choices((6,)), TwoHot(255, 20.0))
 
     def shapes(net: nn.Sequential) -> list[tuple[int, ...]]:
         return [tuple(m.weight.shape) for m in net if isinstance(m, nn.Linear)]
@@ -202,13 +204,13 @@ def test_the_actors_input_is_normalised_and_only_by_what_was_observed() -> None:
     last_layer(agent.actor).weight.data.normal_()
     x = torch.randn(500, FEATURES)
     agent.observe_features(x)
-    expected = agent.log_policy(x)
+    expected = log_policy(agent, x)
     other = make_agent()
     other.load_state_dict({k: v for k, v in agent.state_dict().items() if "normalize" not in k}, strict=False)
     scaled = x * 40 + 7
-    assert (other.log_policy(scaled) - expected).abs().max() > 0.1
+    assert (log_policy(other, scaled) - expected).abs().max() > 0.1
     other.observe_features(scaled.reshape(5, 100, FEATURES))
-    torch.testing.assert_close(other.log_policy(scaled), expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(log_policy(other, scaled), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_state_dict_carries_the_running_statistics() -> None:
@@ -237,7 +239,7 @@ def test_it_learns_a_bandit() -> None:
         agent.update_slow_critic()
         agent.observe_features(features[:, :-1])
     features = torch.randn(256, FEATURES, generator=generator)
-    assert agent.log_policy(features).exp()[:, 0].min() > 0.9
+    assert log_policy(agent, features).exp()[:, 0].min() > 0.9
     assert agent.two_hot.decode(agent.critic(features)).mean().item() == pytest.approx(1.0, abs=0.2)
 
 
@@ -247,10 +249,10 @@ def test_every_layer_gets_a_gradient_in_an_update(precision: Literal["float32", 
     config = preset("debug")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
     torch.manual_seed(0)
-    learner = Learner(config, 1, ACTIONS, torch.device("cpu"))
+    learner = Learner(config, frames(config, 1, ACTIONS), torch.device("cpu"))
     size = config.env.frame_size[0]
     context = Batch(
-        obs=torch.randint(0, 256, (8, 4, size, size, 1), dtype=torch.uint8),
+        obs={LONE: torch.randint(0, 256, (8, 4, size, size, 1), dtype=torch.uint8)},
         action=torch.randint(0, ACTIONS, (8, 4)),
         reward=torch.zeros(8, 4),
         ended=torch.zeros(8, 4, dtype=torch.bool),
@@ -270,5 +272,5 @@ def test_the_uniform_mix_leaves_no_action_out() -> None:
         bias = agent.actor[-1].bias
         assert isinstance(bias, Tensor)
         bias.copy_(torch.tensor([100.0] + [0.0] * (ACTIONS - 1)))
-        probs = agent.log_policy(torch.zeros(2, FEATURES)).exp()
+        probs = log_policy(agent, torch.zeros(2, FEATURES)).exp()
     torch.testing.assert_close(probs[:, 1:], torch.full((2, ACTIONS - 1), 0.06 / ACTIONS), atol=1e-4, rtol=0)

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from drama.agent.actor_critic import ActorCritic
-from drama.agent.imagination import Start, Trajectory, dream_frames, imagine, observe, recorded_imagination, to_uint8
+from drama.agent.imagination import Trajectory, dream, imagine, recorded_imagination
 from drama.config import AgentConfig, LatentConfig, SequenceConfig, VisionConfig, WorldModelConfig
+from drama.interface import LONE, Choices, Interface
 from drama.models.heads import TwoHot
 from drama.models.sequence.base import SequenceModel, State
-from drama.models.world_model import WorldModel
+from drama.models.world_model import Belief, WorldModel
 from drama.training.pictures import dream_strip, dream_video
 
 SIZE, ACTIONS, WIDTH, CLASSES = 8, 3, 12, 4
@@ -32,6 +33,7 @@ CONFIG = WorldModelConfig(
     head_units=8,
     bins=41,  # with limit 20 the bins are the whole numbers of symlog space
 )
+FRAMES = Interface.of_frames((SIZE, SIZE, 1), ACTIONS)
 
 
 class Scripted:
@@ -85,7 +87,7 @@ def make_model(seed: int = 0, backend: str = "mamba2") -> WorldModel:
     """A small model whose parameters are large enough for everything it is told to show in what it predicts."""
     torch.manual_seed(seed)
     config = dataclasses.replace(CONFIG, sequence=dataclasses.replace(CONFIG.sequence, backend=backend, heads=3))
-    model = WorldModel(config, SIZE, 1, ACTIONS).eval()
+    model = WorldModel(config, FRAMES).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2 and "decoder" not in name:
@@ -102,6 +104,11 @@ def make_steps(batch: int, length: int, starts: dict[int, tuple[int, ...]] | Non
     for row, positions in (starts or {}).items():
         is_first[row, list(positions)] = True
     return Steps(obs, action, is_first)
+
+
+def observe(model: WorldModel, obs: Tensor, action: Tensor, is_first: Tensor) -> Belief:
+    """The belief at the last of real steps, from their own posteriors."""
+    return model.recall(model.sample(model.encode({LONE: obs})), action, is_first)
 
 
 def random_actions(batch: int, horizon: int) -> Tensor:
@@ -129,6 +136,7 @@ def test_the_policy_sees_the_features_it_acted_on() -> None:
     trajectory = imagine(model, policy, start, 5)
     assert torch.equal(torch.stack(policy.seen, dim=1), trajectory.features[:, :-1])
     assert torch.equal(trajectory.features[:, 0], torch.cat([start.z, start.d], dim=-1))
+    assert torch.equal(trajectory.features[:, 0], start.features)
     assert torch.equal(trajectory.action, policy.actions)
 
 
@@ -139,11 +147,12 @@ def test_outcomes_come_from_the_output_after_the_action() -> None:
     model.sequence = Echo()
     model.reward = nn.Sequential(Table(torch.eye(41)[[20, 21, 22]] * 100))
     model.termination = nn.Sequential(Table(torch.tensor([[-1.0], [-1.0], [1.0]])))
-    classes = torch.eye(CLASSES)[:ACTIONS].repeat(1, 3) * 100
-    model.prior = Table(classes)  # type: ignore[assignment]
+    with torch.no_grad():
+        model.prior.weight.zero_()[:, :ACTIONS] = torch.eye(CLASSES)[:ACTIONS].repeat(1, 3).T * 100
+        model.prior.bias.zero_()
     model.config = dataclasses.replace(CONFIG, latent=dataclasses.replace(CONFIG.latent, unimix=0.0))
     actions = torch.tensor([[0, 1, 2, 1, 0], [1, 1, 0, 0, 1], [2, 2, 1, 0, 0]])
-    start = Start(torch.zeros(3, LATENTS), torch.zeros(3, WIDTH), torch.ones(3, dtype=torch.bool), torch.zeros(3, 1))
+    start = Belief(torch.zeros(3, LATENTS), torch.zeros(3, WIDTH), torch.ones(3, dtype=torch.bool), torch.zeros(3, 1))
     trajectory = imagine(model, Scripted(actions), start, 5)
 
     rewards = torch.tensor([0.0, math.e - 1, math.e**2 - 1])
@@ -160,7 +169,7 @@ def test_an_uncertain_end_goes_on() -> None:
     model = make_model()
     model.stem, model.sequence = nn.Sequential(), Echo()
     model.termination = nn.Sequential(Table(torch.tensor([[0.0], [1e-3], [-5.0]])))
-    start = Start(torch.zeros(1, LATENTS), torch.zeros(1, WIDTH), torch.ones(1, dtype=torch.bool), torch.zeros(1, 1))
+    start = Belief(torch.zeros(1, LATENTS), torch.zeros(1, WIDTH), torch.ones(1, dtype=torch.bool), torch.zeros(1, 1))
     trajectory = imagine(model, Scripted(torch.tensor([[0, 1, 2]])), start, 3)
     assert trajectory.cont.tolist() == [[1, 0, 1]]
     assert trajectory.weight.tolist() == [[1, 1, 0]]
@@ -173,7 +182,8 @@ def test_observe_at_an_episode_start_forgets() -> None:
     start = observe(model, *steps)
     assert start.d[0].abs().min() > 0
     assert torch.equal(start.d[1], torch.zeros(WIDTH))
-    assert start.is_first.tolist() == [False, True]
+    assert start.first is not None
+    assert start.first.tolist() == [False, True]
 
     actions = random_actions(2, 4)
     torch.manual_seed(0)
@@ -204,7 +214,7 @@ def test_imagination_equals_the_parallel_form(context: int) -> None:
     model = make_model()
     steps = make_steps(4, context, {0: (0,), 1: (1,), 2: (context - 1,)})
     torch.manual_seed(5)
-    z = model.sample(model.encode(steps.obs))
+    z = model.sample(model.encode({LONE: steps.obs}))
     torch.manual_seed(5)
     start = observe(model, *steps)
     assert torch.equal(start.z, z[:, -1])
@@ -253,10 +263,12 @@ def record_tape(run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
 
 
 def make_agent(model: WorldModel) -> ActorCritic:
-    return ActorCritic(AgentConfig(actor_units=8, critic_units=8), model.features, ACTIONS, TwoHot(41, 20)).eval()
+    return ActorCritic(
+        AgentConfig(actor_units=8, critic_units=8), model.features, Choices((ACTIONS,)), TwoHot(41, 20)
+    ).eval()
 
 
-def seeded(imagination: Callable[[Start], Trajectory], start: Start) -> Trajectory:
+def seeded(imagination: Callable[[Belief], Trajectory], start: Belief) -> Trajectory:
     torch.manual_seed(9)
     return Trajectory(*(t.clone() for t in imagination(start)))
 
@@ -316,14 +328,16 @@ def test_a_cuda_graph_imagines_the_same() -> None:
     torch.testing.assert_close(found.features[:, :2], expected.features[:, :2], atol=1e-3, rtol=1e-3)
 
 
-def dream(model: WorldModel, steps: Steps, context: int) -> tuple[Tensor, Tensor]:
+def dreams(model: WorldModel, steps: Steps, context: int) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
-    return dream_frames(model, *steps, context)
+    reconstruction, dreamt = dream(model, {LONE: steps.obs}, steps.action, steps.is_first, context)
+    assert reconstruction.keys() == dreamt.keys() == {LONE}
+    return reconstruction[LONE], dreamt[LONE]
 
 
 def test_dream_begins_with_the_reconstruction() -> None:
     model = make_model()
-    reconstruction, dreamt = dream(model, make_steps(2, 9), 4)
+    reconstruction, dreamt = dreams(model, make_steps(2, 9), 4)
     assert reconstruction.shape == dreamt.shape == (2, 9, SIZE, SIZE, 1)
     assert reconstruction.dtype == dreamt.dtype == torch.uint8
     assert torch.equal(reconstruction[:, :4], dreamt[:, :4])
@@ -336,8 +350,8 @@ def test_dream_sees_no_real_frame_after_the_context() -> None:
     steps = make_steps(2, 9)
     later = steps.obs.clone()
     later[:, 4:] = 255 - later[:, 4:]
-    reconstruction, dreamt = dream(model, steps, 4)
-    other_reconstruction, other_dreamt = dream(model, steps._replace(obs=later), 4)
+    reconstruction, dreamt = dreams(model, steps, 4)
+    other_reconstruction, other_dreamt = dreams(model, steps._replace(obs=later), 4)
     assert torch.equal(dreamt, other_dreamt)
     assert not torch.equal(reconstruction[:, 4:], other_reconstruction[:, 4:])
 
@@ -347,23 +361,23 @@ def test_dream_depends_on_the_context() -> None:
     steps = make_steps(2, 9)
     context = steps.obs.clone()
     context[:, :4] = 255 - context[:, :4]
-    assert not torch.equal(dream(model, steps, 4)[1][:, 4:], dream(model, steps._replace(obs=context), 4)[1][:, 4:])
+    assert not torch.equal(dreams(model, steps, 4)[1][:, 4:], dreams(model, steps._replace(obs=context), 4)[1][:, 4:])
 
 
 def test_dream_follows_each_action_from_the_frame_after_it() -> None:
     """Another action at step 5 leaves the frames up to 5 as they are and changes those after; the last is not used."""
     model = make_model()
     steps = make_steps(8, 9)
-    _, dreamt = dream(model, steps, 4)
+    _, dreamt = dreams(model, steps, 4)
     for t in (3, 5):
         other = steps.action.clone()
         other[:, t] = (other[:, t] + 1) % ACTIONS
-        _, changed = dream(model, steps._replace(action=other), 4)
+        _, changed = dreams(model, steps._replace(action=other), 4)
         assert torch.equal(changed[:, : t + 1], dreamt[:, : t + 1])
         assert not torch.equal(changed[:, t + 1], dreamt[:, t + 1])
     other = steps.action.clone()
     other[:, 8] = (other[:, 8] + 1) % ACTIONS
-    assert torch.equal(dream(model, steps._replace(action=other), 4)[1], dreamt)
+    assert torch.equal(dreams(model, steps._replace(action=other), 4)[1], dreamt)
 
 
 def test_dream_resets_where_its_context_ends_in_an_episode_start() -> None:
@@ -372,19 +386,24 @@ def test_dream_resets_where_its_context_ends_in_an_episode_start() -> None:
     steps = make_steps(2, 9, {0: (3,), 1: (3,)})
     before = steps.obs.clone()
     before[:, :3] = 255 - before[:, :3]
-    ours, other = dream(model, steps, 4)[1], dream(model, steps._replace(obs=before), 4)[1]
+    ours, other = dreams(model, steps, 4)[1], dreams(model, steps._replace(obs=before), 4)[1]
     assert torch.equal(ours[:, 3:], other[:, 3:])
     assert not torch.equal(ours[:, :3], other[:, :3])
 
 
-def test_to_uint8_rounds_and_clamps() -> None:
-    assert to_uint8(torch.tensor([-0.5, 0.0, 0.2, 0.9999, 1.0, 3.0])).tolist() == [0, 0, 51, 255, 255, 255]
+def test_shown_images_are_rounded_and_clamped() -> None:
+    shown = make_model().decoder.observed({LONE: torch.tensor([-0.5, 0.0, 0.2, 0.9999, 1.0, 3.0])})[LONE]
+    assert shown.tolist() == [0, 0, 51, 255, 255, 255]
+    assert shown.dtype == torch.uint8
 
 
 def test_dream_video_layout() -> None:
     """Three rows of two sequences, each frame in a border of one pixel, and a bar that turns from green to red."""
-    real, reconstruction, dreamt = (torch.full((2, 6, 5, 5, 1), level, dtype=torch.uint8) for level in (60, 120, 180))
-    video = dream_video(real, reconstruction, dreamt, context=2, scale=2)
+    real, reconstruction, dreamt = (
+        {LONE: torch.full((2, 6, 5, 5, 1), level, dtype=torch.uint8)} for level in (60, 120, 180)
+    )
+    interface = Interface.of_frames((5, 5, 1), ACTIONS)
+    video = dream_video(interface, real, reconstruction, dreamt, context=2, scale=2)
     assert video.dtype == np.uint8
     assert video.shape == (6, 3 * 7 * 2 + 4, 2 * 7 * 2, 3)
     for row, level in enumerate((60, 120, 180)):

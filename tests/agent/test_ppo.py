@@ -15,7 +15,9 @@ from drama.agent.imagination import Trajectory
 from drama.agent.player import Player
 from drama.agent.ppo import approximate_kl, clipped_loss, minibatches
 from drama.config import AgentConfig, preset
+from drama.interface import LONE
 from drama.training.learner import Learner
+from helpers import frames, log_policy
 
 
 def logs(*values: float) -> Tensor:
@@ -60,7 +62,7 @@ def test_each_policy_option_learns_a_bandit(policy: str, monkeypatch: pytest.Mon
     base = preset("debug")
     agent = AgentConfig(policy=policy, actor_units=16, critic_units=16, layers=1, ppo_minibatch=32)  # type: ignore[arg-type]
     config = dataclasses.replace(base, agent=agent, train=dataclasses.replace(base.train, agent_lr=1e-2))
-    learner = Learner(config, channels=1, actions=3, device=torch.device("cpu"))
+    learner = Learner(config, frames(config, 1, 3), torch.device("cpu"))
 
     def pays_for_action_0(model: object, actor: object, start: object, horizon: int, step: object) -> Trajectory:  # noqa: ARG001
         features = torch.randn(16, horizon + 1, learner.world_model.features)
@@ -69,10 +71,10 @@ def test_each_policy_option_learns_a_bandit(policy: str, monkeypatch: pytest.Mon
         return Trajectory(features, action, (action == 0).float(), ones * 0, ones)
 
     monkeypatch.setattr("drama.training.learner.imagine", pays_for_action_0)
-    monkeypatch.setattr("drama.training.learner.observe", lambda *_: None)
+    monkeypatch.setattr(learner.world_model, "recall", lambda *_: None)
     context = learner.to_batch(
         {
-            "obs": np.zeros((1, 2, 32, 32, 1), np.uint8),
+            LONE: np.zeros((1, 2, 32, 32, 1), np.uint8),
             "action": np.zeros((1, 2), np.int64),
             "reward": np.zeros((1, 2), np.float32),
             **{name: np.zeros((1, 2), np.bool_) for name in ("terminated", "life_lost", "is_first")},
@@ -81,7 +83,7 @@ def test_each_policy_option_learns_a_bandit(policy: str, monkeypatch: pytest.Mon
     for _ in range(150):
         losses = learner.update_agent(context)
         assert losses["policy_kl"] >= 0
-    probabilities = learner.agent.log_policy(torch.randn(100, learner.world_model.features)).exp().mean(0)
+    probabilities = log_policy(learner.agent, torch.randn(100, learner.world_model.features)).exp().mean(0)
     assert probabilities[0] > 0.9
 
 
@@ -91,7 +93,7 @@ def test_ppo_stops_when_the_policy_has_moved(monkeypatch: pytest.MonkeyPatch) ->
     counts = {}
     for limit in (-1.0, 1e9):
         agent = AgentConfig(policy="ppo", actor_units=8, critic_units=8, layers=1, ppo_minibatch=32, ppo_kl_limit=limit)
-        learner = Learner(dataclasses.replace(base, agent=agent), channels=1, actions=3, device=torch.device("cpu"))
+        learner = Learner(dataclasses.replace(base, agent=agent), frames(base, 1, 3), torch.device("cpu"))
         steps: list[int] = []
         descend = learner._descend
         monkeypatch.setattr(learner, "_descend", lambda targets, s=steps, d=descend: (s.append(1), d(targets))[1])
@@ -110,7 +112,7 @@ def test_acting_on_the_prior_does_not_see_the_present_frame() -> None:
     def seen(act_on: Any, frame: int, first: bool) -> Tensor:
         agent = dataclasses.replace(base.agent, act_on=act_on)
         torch.manual_seed(0)
-        learner = Learner(dataclasses.replace(base, agent=agent), channels=1, actions=3, device=torch.device("cpu"))
+        learner = Learner(dataclasses.replace(base, agent=agent), frames(base, 1, 3), torch.device("cpu"))
         (linear,) = learner.world_model.posterior
         assert isinstance(linear, torch.nn.Linear)
         torch.nn.init.normal_(linear.weight, std=5.0)
@@ -119,9 +121,9 @@ def test_acting_on_the_prior_does_not_see_the_present_frame() -> None:
         player = Player(learner.world_model, learner.agent, 1)
         torch.manual_seed(1)
         noise = np.random.default_rng(frame).integers(0, 255, (1, 32, 32, 1), np.uint8)
-        player.act(np.zeros((1, 32, 32, 1), np.uint8), np.array([True]))
+        player.act({LONE: np.zeros((1, 32, 32, 1), np.uint8)}, np.array([True]))
         torch.manual_seed(2)
-        player.act(noise, np.array([first]))
+        player.act({LONE: noise}, np.array([first]))
         return features[1]
 
     assert torch.equal(seen("prior", 1, first=False), seen("prior", 2, first=False))

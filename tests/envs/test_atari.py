@@ -16,7 +16,7 @@ ale_py = pytest.importorskip("ale_py")
 pytest.importorskip("cv2")
 
 from drama.config import Config, EnvConfig  # noqa: E402
-from drama.envs import AtariEnv, Catch  # noqa: E402
+from drama.envs import AtariEnv, Catch, FrameEnv  # noqa: E402
 from drama.results.scores import published_scores  # noqa: E402
 
 Frame = npt.NDArray[np.uint8]
@@ -190,11 +190,12 @@ import sys
 import numpy as np
 from drama.config import EnvConfig
 from drama.envs import make_env
+from drama.training import plain
 import test_atari
 state, out = sys.argv[1:]
 game, options = test_atari.STATES[int(out.split("-")[-1])]
 env = make_env(game, EnvConfig(**options))
-env.set_state(open(state, "rb").read())
+env.set_state(plain.loads(open(state).read()))
 np.savez(out, **test_atari.record(env))
 """
 
@@ -221,13 +222,15 @@ def record(env: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("case", range(len(STATES)))
 def test_a_state_goes_on_in_another_process(case: int, tmp_path: Path) -> None:
     from drama.envs import make_env
+    from drama.training import plain  # needs the extra `train`
 
     game, options = STATES[case]
     env = make_env(game, EnvConfig(**options))
+    assert isinstance(env, FrameEnv)
     env.reset(seed=4)
     for step in range(5 if game == "Catch" else 60):
         env.step((3, 3, 3, 2)[step // 15] if game != "Catch" else 1)
-    (tmp_path / "state").write_bytes(env.get_state())
+    (tmp_path / "state").write_text(plain.dumps(env.get_state()))
     expected = record(env)
     out = tmp_path / f"out-{case}"
     subprocess.run([sys.executable, "-c", CONTINUE, tmp_path / "state", out], check=True, cwd=Path(__file__).parent)
@@ -236,7 +239,7 @@ def test_a_state_goes_on_in_another_process(case: int, tmp_path: Path) -> None:
         for name, column in expected.items():
             np.testing.assert_array_equal(got[name], column, err_msg=name)
     # Back in time in the same environment as well.
-    env.set_state((tmp_path / "state").read_bytes())
+    env.set_state(plain.loads((tmp_path / "state").read_text()))
     for name, column in record(env).items():
         np.testing.assert_array_equal(expected[name], column, err_msg=name)
 

@@ -37,6 +37,7 @@ def test_state_decides_the_future(env: GridTask) -> None:
     env.step(0)
     state = env.get_state()
     other = make_env(type(env).__name__, CONFIG)
+    assert isinstance(other, GridTask)
     other.set_state(state)
     random = np.random.default_rng(0)
     for _ in range(200):

@@ -11,9 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from drama.config import LatentConfig, SequenceConfig, VisionConfig, WorldModelConfig, preset
+from drama.interface import LONE, Interface
 from drama.models.losses import MOVING_SHARE, kl_losses, reconstruction_losses
+from drama.models.observation import Parts
+from drama.models.vision import Decoder
 from drama.models.world_model import Batch, WorldModel
 from drama.training.learner import Learner
+from helpers import frames
 
 SIZE, ACTIONS = 8, 3
 CONFIG = WorldModelConfig(
@@ -31,12 +35,12 @@ FAR = ((1 - math.sqrt(1 - math.exp(-6))) / 2, (1 + math.sqrt(1 - math.exp(-6))) 
 
 def make_model(config: WorldModelConfig = CONFIG) -> WorldModel:
     torch.manual_seed(0)
-    return WorldModel(config, SIZE, 1, ACTIONS)
+    return WorldModel(config, Interface.of_frames((SIZE, SIZE, 1), ACTIONS))
 
 
 def make_batch(batch: int, length: int, size: int = SIZE) -> Batch:
     return Batch(
-        obs=torch.randint(0, 256, (batch, length, size, size, 1), dtype=torch.uint8),
+        obs={LONE: torch.randint(0, 256, (batch, length, size, size, 1), dtype=torch.uint8)},
         action=torch.randint(0, ACTIONS, (batch, length)),
         reward=torch.zeros(batch, length),
         ended=torch.zeros(batch, length, dtype=torch.bool),
@@ -120,10 +124,12 @@ def test_reconstruction_sums_over_the_pixels_of_a_frame() -> None:
     """2x2 pixels of 3 channels off by 1/2 cost 12/4 per frame; one such frame of six costs a sixth of it."""
     target = torch.full((2, 3, 2, 2, 3), 0.5)
     weighted, plain = reconstruction_losses(torch.zeros_like(target), target)
-    assert weighted.item() == plain.item() == pytest.approx(3.0)
+    assert torch.equal(weighted, plain)
+    assert plain.tolist() == [[pytest.approx(3.0)] * 3] * 2
     predicted = target.clone()
     predicted[1, 2] = 1.0
-    assert reconstruction_losses(predicted, target)[1].item() == pytest.approx(0.5)
+    assert reconstruction_losses(predicted, target)[1].tolist() == [[0.0] * 3, [0.0, 0.0, pytest.approx(3.0)]]
+    assert reconstruction_losses(predicted, target)[1].mean().item() == pytest.approx(0.5)
 
 
 def test_pixels_that_change_weigh_more() -> None:
@@ -134,16 +140,17 @@ def test_pixels_that_change_weigh_more() -> None:
     predicted = target + 0.5
     per_frame = 400 * 0.25
     weighted, plain = reconstruction_losses(predicted, target, motion_scale=10.0)
-    assert plain.item() == pytest.approx(per_frame)
-    assert weighted.item() == pytest.approx(per_frame + 10 * 0.25 * 3 / 4)
+    assert plain.tolist() == [[pytest.approx(per_frame)] * 4]
+    assert weighted.tolist() == [[pytest.approx(per_frame)] + [pytest.approx(per_frame + 10 * 0.25)] * 3]
+    assert weighted.mean().item() == pytest.approx(per_frame + 10 * 0.25 * 3 / 4)
     # All pixels of two frames change: together they weigh as much as 1 % of them would.
     target = torch.zeros(1, 2, 20, 20, 1)
     target[0, 1] = 1.0
     weighted, _ = reconstruction_losses(target + 0.5, target, motion_scale=10.0)
-    assert weighted.item() == pytest.approx(per_frame + 10 * MOVING_SHARE * per_frame)
+    assert weighted.tolist() == [[pytest.approx(per_frame + 10 * MOVING_SHARE * per_frame)] * 2]
     # A single frame has nothing to compare with.
     weighted, plain = reconstruction_losses(torch.zeros(2, 1, 4, 4, 3), torch.ones(2, 1, 4, 4, 3), motion_scale=10.0)
-    assert weighted.item() == plain.item()
+    assert torch.equal(weighted, plain)
 
 
 def test_loss_is_the_weighted_sum_of_its_parts() -> None:
@@ -156,11 +163,12 @@ def test_loss_is_the_weighted_sum_of_its_parts() -> None:
 
 def test_the_loss_weighs_what_moves_as_configured() -> None:
     model = make_model(dataclasses.replace(CONFIG, reconstruction_scale=2.0, motion_scale=50.0, free_bits=3.0))
-    decoded: list[Tensor] = []
+    decoded: list[Parts] = []
     model.decoder.register_forward_hook(lambda _module, _inputs, result: decoded.append(result))
     batch = make_batch(4, 6)
     losses = model.loss(batch)
-    weighted, plain = reconstruction_losses(decoded[0], batch.obs / 255, 50.0)
+    errors = reconstruction_losses(decoded[0][LONE], batch.obs[LONE] / 255, 50.0)
+    weighted, plain = (error.mean() for error in errors)
     assert weighted > 1.4 * plain
     assert losses["reconstruction"].item() == pytest.approx(plain.item())
     kl = (CONFIG.dynamics_scale + CONFIG.representation_scale) * 3.0
@@ -216,26 +224,19 @@ def test_first_losses() -> None:
     assert losses["posterior_entropy"].item() <= 2 * math.log(4) + 1e-5
 
 
-def test_frames_reach_the_loss_in_unit_range() -> None:
+def test_frames_reach_the_loss_in_unit_range(monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder that answers 0.2 everywhere is exact on frames of 51, and 0.8 off on frames of 255."""
     model = make_model(dataclasses.replace(CONFIG, vision=dataclasses.replace(CONFIG.vision, output="linear")))
-    model.decoder = nn.Sequential(Constant(0.2))  # type: ignore[assignment]
+    picture = model.decoder[LONE]
+    assert isinstance(picture, Decoder)
+    monkeypatch.setattr(picture, "forward", lambda z: torch.full((*z.shape[:-1], SIZE, SIZE, 1), 0.2))
     batch = make_batch(2, 3)
-    exact = model.loss(batch._replace(obs=torch.full_like(batch.obs, 51)))["reconstruction"]
-    off = model.loss(batch._replace(obs=torch.full_like(batch.obs, 255)))["reconstruction"]
+    exact, off = (
+        model.loss(batch._replace(obs={LONE: torch.full_like(batch.obs[LONE], level)}))["reconstruction"]
+        for level in (51, 255)
+    )
     assert exact.item() == pytest.approx(0.0, abs=1e-6)
     assert off.item() == pytest.approx(64 * 0.64, rel=1e-5)
-
-
-class Constant(nn.Module):
-    """A decoder that knows one picture."""
-
-    def __init__(self, value: float) -> None:
-        super().__init__()
-        self.value = value
-
-    def forward(self, z: Tensor) -> Tensor:
-        return torch.full((*z.shape[:-1], SIZE, SIZE, 1), self.value)
 
 
 def train_outcomes(outcome: Callable[[Tensor], tuple[Tensor, Tensor]], updates: int) -> tuple[float, float]:
@@ -246,7 +247,8 @@ def train_outcomes(outcome: Callable[[Tensor], tuple[Tensor, Tensor]], updates: 
     for _ in range(updates):
         batch = make_batch(8, 12)
         reward, ended = outcome(batch.action)
-        losses = model.loss(batch._replace(obs=torch.zeros_like(batch.obs), reward=reward, ended=ended))
+        blank = {LONE: torch.zeros_like(batch.obs[LONE])}
+        losses = model.loss(batch._replace(obs=blank, reward=reward, ended=ended))
         gradients = torch.autograd.grad(losses["loss"], list(model.parameters()), allow_unused=True)
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
             parameter.grad = gradient
@@ -306,14 +308,15 @@ def test_steps_equal_the_parallel_form() -> None:
 def test_encoding_in_evaluation_mode_stands_alone() -> None:
     """Each frame is encoded as if it were alone, and no statistic moves; in training mode neither holds."""
     model = make_model()
-    obs = make_batch(3, 4).obs
+    obs = make_batch(3, 4).obs[LONE]
     model.train()
-    together, alone = model.encode(obs), model.encode(obs[:1])
+    together, alone = model.encode({LONE: obs}), model.encode({LONE: obs[:1]})
     assert (together[:1] - alone).abs().max() > 1e-3
 
     model.eval()
     before = statistics(model)
-    torch.testing.assert_close(model.encode(obs)[1:2, 2:3], model.encode(obs[1:2, 2:3]), atol=1e-5, rtol=1e-5)
+    together, alone = model.encode({LONE: obs}), model.encode({LONE: obs[1:2, 2:3]})
+    torch.testing.assert_close(together[1:2, 2:3], alone, atol=1e-5, rtol=1e-5)
     assert before
     for name, value in statistics(model).items():
         assert torch.equal(value, before[name])
@@ -323,7 +326,7 @@ def test_updates_leave_both_networks_in_evaluation_mode() -> None:
     """Only the world model's own update moves its batch-norm statistics and its weights."""
     config = preset("debug")
     torch.manual_seed(0)
-    learner = Learner(config, 1, ACTIONS, torch.device("cpu"))
+    learner = Learner(config, frames(config, 1, ACTIONS), torch.device("cpu"))
     batch = make_batch(4, 6, config.env.frame_size[0])
 
     def in_evaluation_mode() -> bool:
@@ -350,13 +353,13 @@ def test_updates_leave_both_networks_in_evaluation_mode() -> None:
 def test_the_papers_world_model() -> None:
     """About 7.1 million parameters with six actions, and the layers of the paper's table."""
     config = preset("paper")
-    model = WorldModel(config.world_model, config.env.frame_size[0], 3, 6)
+    model = WorldModel(config.world_model, frames(config, 3, 6))
     assert 7.0e6 < sum(p.numel() for p in model.parameters()) < 7.3e6
     assert (model.latents, model.width, model.features) == (1024, 512, 1536)
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
     for name, shape in {
         "posterior.0.weight": (1024, 1024),
-        "decoder.stem.weight": (1024, 1024),
+        "decoder.obs.stem.weight": (1024, 1024),
         "stem.0.weight": (512, 1030),
         "prior.weight": (1024, 512),
         "reward.0.weight": (256, 512),

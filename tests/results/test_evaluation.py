@@ -15,12 +15,13 @@ from drama.config import Config
 from drama.results.evaluation import evaluate, evaluate_run
 from drama.training import checkpoint
 from drama.training.learner import Learner
+from helpers import frames
 
 
 def test_each_environment_plays_its_fixed_share_to_the_end(debug: Config) -> None:
     """Catch always lasts as many steps as its grid has rows but one."""
     config = dataclasses.replace(debug, game="Catch", log=dataclasses.replace(debug.log, eval_envs=3))
-    learner = Learner(config, channels=1, actions=3, device=torch.device("cpu"))
+    learner = Learner(config, frames(config, 1, 3), torch.device("cpu"))
     records = evaluate(config, learner, episodes=7, greedy=False, seed=5)
     assert sorted(record["env"] for record in records) == [0, 0, 0, 1, 1, 2, 2]
     assert all(record["length"] == 7 and record["return"] in (-1.0, 1.0) for record in records)

@@ -85,7 +85,8 @@ def test_a_dream_begins_from_fresh_real_frames_and_repeats_with_its_seed(pong_ru
     first, again, other = dreamt(0), dreamt(0), dreamt(1)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
-    assert first[0].shape == (32, 32, 1)
+    assert first[0].shape == (32, 32, 3)
+    assert (first[0] == first[0][..., :1]).all()  # gray
     assert not np.array_equal(first[0], first[6])
 
 

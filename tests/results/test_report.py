@@ -125,7 +125,7 @@ def test_the_latest_evaluation_counts(config: Config, tmp_path: Path) -> None:
             lambda run: (run / "config.json").write_text(
                 (run / "config.json").read_text().replace("free_bits", "free")
             ),
-            r"free(_bits)?: (unknown|missing) field; is .* of this version of drama",
+            r"world_model\.free: unknown field \(did you mean free_bits\?\); is .* of this version of drama",
         ),
         (lambda run: (run / "metrics.jsonl").write_text("nonsense\n{}\n"), "line 1 is damaged"),
         (lambda run: next(run.glob("evaluation*")).write_text("{"), "damaged, or no evaluation"),

@@ -8,12 +8,13 @@ from typing import Literal
 
 import pytest
 import torch
-from test_imagination import make_agent, make_model, make_steps
+from test_imagination import make_agent, make_model, make_steps, observe
 
-from drama.agent.imagination import Start, Trajectory, imagine, imagine_step, observe
+from drama.agent.imagination import Step, Trajectory, imagine, imagine_step
 from drama.config import Config, preset
 from drama.runtime.compiling import Compiled, wants_compiling
 from drama.training.learner import Learner
+from helpers import frames
 
 CPU = torch.device("cpu")
 
@@ -49,7 +50,9 @@ def test_what_does_not_compile_warns_once_and_runs_as_it_is(monkeypatch: pytest.
 def test_the_learner_compiles_what_it_is_asked_to() -> None:
     config = preset("debug")
     learners = [
-        Learner(dataclasses.replace(config, train=dataclasses.replace(config.train, compile=choice)), 1, 6, CPU)
+        Learner(
+            dataclasses.replace(config, train=dataclasses.replace(config.train, compile=choice)), frames(config), CPU
+        )
         for choice in ("on", "off")
     ]
     assert [isinstance(learner._imagine_step, Compiled) for learner in learners] == [True, False]
@@ -64,9 +67,9 @@ def test_compiled_steps_imagine_what_plain_ones_do(backend: str) -> None:
     agent = make_agent(model)
     start = observe(model, *make_steps(5, 6, {0: (2,)}))
 
-    def seeded(step: object) -> Trajectory:
+    def seeded(step: Step) -> Trajectory:
         torch.manual_seed(9)
-        return imagine(model, agent, Start(*start), 5, step)  # type: ignore[arg-type]
+        return imagine(model, agent, start, 5, step)
 
     compiled = Compiled("imagined step", imagine_step)
     found, expected = seeded(compiled), seeded(imagine_step)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from test_learner import CPU, CUDA, make_batch, with_backend
-from test_training import Silent, metrics, train
+from test_training import metrics, train
 
 from drama.config import Config, preset
+from drama.interface import LONE
 from drama.models.sequence import build
 from drama.models.world_model import Batch
 from drama.results.dream import dream_run
@@ -19,6 +20,7 @@ from drama.results.evaluation import evaluate_run
 from drama.training import checkpoint
 from drama.training.learner import Learner
 from drama.training.trainer import Trainer
+from helpers import frames
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -34,7 +36,8 @@ def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def moved(batch: Batch) -> Batch:
-    return Batch(*(t.to(CUDA) for t in batch))
+    obs = {name: x.to(CUDA) for name, x in batch.obs.items()}
+    return Batch(obs, *(t.to(CUDA) for t in (batch.action, batch.reward, batch.ended, batch.is_first)))
 
 
 def in_float32(config: Config) -> Config:
@@ -71,7 +74,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(backend: str, strides: tuple[
     config = dataclasses.replace(config, world_model=dataclasses.replace(config.world_model, vision=vision))
     torch.manual_seed(0)
     batch = make_batch(config, 4, 16)
-    here, there = Learner(config, 1, 6, CPU), Learner(config, 1, 6, CUDA)
+    here, there = Learner(config, frames(config), CPU), Learner(config, frames(config), CUDA)
     there.load_state_dict(here.state_dict())
 
     def run(learner: Learner, batch: Batch) -> list[torch.Tensor]:
@@ -79,7 +82,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(backend: str, strides: tuple[
         z = model.encode(batch.obs).exp().flatten(2)
         d, _ = model(z, batch.action, batch.is_first)
         reward, termination = model.predict_outcome(d)
-        outputs = [model.decode(z), model.predict_latent(d), reward, termination]
+        outputs = [model.decode(z)[LONE], model.predict_latent(d), reward, termination]
         loss = sum((output.float().square().mean() for output in outputs), torch.zeros((), device=learner.device))
         return [t.detach().cpu() for t in (loss, *torch.autograd.grad(loss, list(model.parameters())))]
 
@@ -94,7 +97,7 @@ def test_updates_wait_for_nothing(backend: str, graph: bool) -> None:
     config = with_backend(backend)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, shift=2, cuda_graph=graph))
     torch.manual_seed(0)
-    learner = Learner(config, 1, 6, CUDA)
+    learner = Learner(config, frames(config), CUDA)
     batch, context = make_batch(config, 4, 16, CUDA), make_batch(config, 16, 4, CUDA)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a graph that is not used, kernels that do not agree
@@ -117,7 +120,7 @@ def test_a_run_trains_resumes_plays_and_dreams(tmp_path: Path) -> None:
     checkpoint.list_checkpoints(run)[-1].rename(tmp_path / "gone")
     resumed = Trainer.resume(run)
     assert resumed.step == 60
-    assert resumed.train(Silent())
+    assert resumed.train()
     again = metrics(run)
     losses = [[line["world_model/loss"] for line in lines if "world_model/loss" in line] for lines in (first, again)]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)

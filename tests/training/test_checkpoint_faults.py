@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import Silent, metrics
+from test_training import metrics
 
 from drama.cli import main
 from drama.config import Config
@@ -88,7 +88,7 @@ def survive(config: Config, tmp_path: Path, kills: int, start: type[Forked | Spa
     """Kill a run of the command line so many times, go on each time, and compare with a run that was left alone."""
     log = dataclasses.replace(config.log, checkpoint_every=5, image_every=40, eval_episodes=0)
     config = dataclasses.replace(config, steps=64 + 12 * kills, log=log)
-    assert Trainer(config, tmp_path / "whole").train(Silent())
+    assert Trainer(config, tmp_path / "whole").train()
     run = tmp_path / "killed"
     options = ["--preset=debug", "--device=cpu", f"--steps={config.steps}", "--log.eval-episodes=0"]
     options += ["--log.checkpoint-every=5", "--log.image-every=40"]
@@ -152,8 +152,8 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(debug: Config, tm
         file.write('{"event": "episode", "step": 7, "return": 1, "length": 7}\n')
     trainer = Trainer.resume(run)
     assert trainer.step == 0
-    assert trainer.train(Silent())
-    assert Trainer(debug, tmp_path / "whole").train(Silent())
+    assert trainer.train()
+    assert Trainer(debug, tmp_path / "whole").train()
     assert metrics(run) == metrics(tmp_path / "whole")
 
 
@@ -181,7 +181,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_a_whole_checkpoint(small_di
     assert f"`drama train --resume {run}` goes on from step {step}" in stopped.stderr
     assert not list((run / "checkpoints").glob(".tmp-*"))
     filler.unlink()
-    assert Trainer.resume(run).train(Silent())
+    assert Trainer.resume(run).train()
 
 
 def test_files_that_may_not_grow_stop_the_run_with_one_line(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_files_that_may_not_grow_stop_the_run_with_one_line(tmp_path: Path) -> N
     assert "File too large" in stopped.stderr
     assert stopped.stderr.count("\n") == 1, stopped.stderr
     assert f"`drama train --resume {run}` goes on from" in stopped.stderr
-    assert Trainer.resume(run).train(Silent())
+    assert Trainer.resume(run).train()
 
 
 @pytest.mark.parametrize("network", ["world_model", "agent"])
@@ -206,7 +206,7 @@ def test_divergence_names_the_loss_and_leaves_the_last_checkpoint(debug: Config,
     }
     run = tmp_path / "run"
     with pytest.raises(FloatingPointError, match=rf"{network}/loss.* not finite before step .*goes on from step 60"):
-        Trainer(dataclasses.replace(debug, train=diverging[network]), run).train(Silent())
+        Trainer(dataclasses.replace(debug, train=diverging[network]), run).train()
     assert Trainer.resume(run).step == 60
 
 

@@ -16,11 +16,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from drama.agent.imagination import Start, imagine, start_from
+from drama.agent.imagination import imagine
 from drama.config import Config, preset
-from drama.models.world_model import Batch
+from drama.interface import LONE
+from drama.models.observation import Parts
+from drama.models.world_model import Batch, Belief
 from drama.runtime.recording import Recorded
 from drama.training.learner import Learner, difference, shifted
+from helpers import frames
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -97,7 +100,7 @@ def imagined_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeTensorMode:
 def make_batch(config: Config, rows: int, length: int, device: torch.device = CPU) -> Batch:
     size = config.env.frame_size
     return Batch(
-        obs=torch.randint(0, 256, (rows, length, *size, 1), dtype=torch.uint8, device=device),
+        obs={LONE: torch.randint(0, 256, (rows, length, *size, 1), dtype=torch.uint8, device=device)},
         action=torch.randint(0, 6, (rows, length), device=device),
         reward=torch.randn(rows, length, device=device),
         ended=torch.rand(rows, length, device=device) < 0.1,
@@ -125,7 +128,7 @@ def test_waiting_is_noticed(wait: Any) -> None:
 def test_updates_do_not_wait_for_the_device(backend: str, precision: Any) -> None:
     config = with_backend(backend)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision, shift=2))
-    learner = Learner(config, 1, 6, CPU)
+    learner = Learner(config, frames(config), CPU)
     with NoWaiting():
         for _ in range(2):
             losses = learner.update_world_model(make_batch(config, 4, 16))
@@ -146,7 +149,7 @@ def test_updates_stay_on_a_cuda_device(
     monkeypatch.setattr("drama.training.learner.recorded_imagination", imagined)
     monkeypatch.setattr("drama.training.learner.Recorded", recorded)
     monkeypatch.setattr("drama.training.learner.imagine", None if graph else imagine)
-    learner = Learner(config, 1, 6, CUDA)
+    learner = Learner(config, frames(config), CUDA)
     assert (imagined.call_count, recorded.call_count) == ((1, 2) if graph else (0, 0))
 
     def backward(loss: torch.Tensor) -> None:
@@ -167,15 +170,16 @@ def test_updates_stay_on_a_cuda_device(
 def test_ppo_waits_once_per_minibatch_to_stop_early() -> None:
     """The one exception: whether to go on depends on how far the policy has moved."""
     config = preset("debug")
-    learner = Learner(dataclasses.replace(config, agent=dataclasses.replace(config.agent, policy="ppo")), 1, 6, CPU)
+    config = dataclasses.replace(config, agent=dataclasses.replace(config.agent, policy="ppo"))
+    learner = Learner(config, frames(config), CPU)
     with pytest.raises(AssertionError, match=r"(_local_scalar_dense|is_nonzero).* waits"), NoWaiting():
         learner.update_agent(make_batch(config, 16, 4))
 
 
 def test_a_checkpoint_of_another_backend_says_what_to_change() -> None:
-    trained = Learner(with_backend("mamba2"), 1, 6, CPU).state_dict()
+    trained, other = (Learner(with_backend(name), frames(preset("debug")), CPU) for name in ("mamba2", "mamba"))
     with pytest.raises(ValueError, match=r"config\.json.*backend is 'mamba', width 32, layers 2") as caught:
-        Learner(with_backend("mamba"), 1, 6, CPU).load_state_dict(trained)
+        other.load_state_dict(trained.state_dict())
     assert "world_model.sequence.mixers.0.A_log is [4] in the checkpoint and [64, 8] here" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -206,8 +210,8 @@ def test_sequences_are_shifted_as_a_whole_and_repeat_the_edge() -> None:
 def test_the_world_model_learns_from_shifted_frames(shift: int, monkeypatch: pytest.MonkeyPatch) -> None:
     config = preset("debug")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, shift=shift))
-    learner, batch = Learner(config, 1, 6, CPU), make_batch(config, 4, 16)
-    seen: list[torch.Tensor] = []
+    learner, batch = Learner(config, frames(config), CPU), make_batch(config, 4, 16)
+    seen: list[Parts] = []
     evaluate = learner.world_model.evaluate
 
     def watched(batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -216,7 +220,7 @@ def test_the_world_model_learns_from_shifted_frames(shift: int, monkeypatch: pyt
 
     monkeypatch.setattr(learner.world_model, "evaluate", watched)
     learner.update_world_model(batch)
-    assert torch.equal(seen[0], batch.obs) == (shift == 0)
+    assert torch.equal(seen[0][LONE], batch.obs[LONE]) == (shift == 0)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or sys.platform != "linux", reason="of glibc alone")
@@ -241,7 +245,7 @@ def test_freed_memory_is_kept_for_the_next_update() -> None:
 def test_recorded_updates_are_those_without_a_recording() -> None:
     """The losses and weights of several updates, with the operations of the first one repeated."""
     config = with_backend("mamba2")
-    plain, recording = (Learner(config, 1, 6, CPU) for _ in range(2))
+    plain, recording = (Learner(config, frames(config), CPU) for _ in range(2))
     recording.load_state_dict(plain.state_dict())
     recorder = Mock(side_effect=record_tape)
     recording._descent = Recorded("world-model update", recording._differentiated, difference, recorder)
@@ -265,17 +269,19 @@ def test_imagination_starts_inside_the_sequences_of_the_update(monkeypatch: pyte
     """Consecutive steps of one row with the latents of the loss, each place once, as many as asked for."""
     config = preset("debug")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, imagine_from="batch"))
-    learner, batch = Learner(config, 1, 6, CPU), make_batch(config, 4, 16)
+    learner, batch = Learner(config, frames(config), CPU), make_batch(config, 4, 16)
     places = torch.arange(64).view(4, 16)  # in the actions, to see which steps were taken
     windows: list[torch.Tensor] = []
 
-    def taken(model: Any, z: torch.Tensor, action: torch.Tensor, is_first: torch.Tensor) -> Start:
+    recall = learner.world_model.recall
+
+    def taken(z: torch.Tensor, action: torch.Tensor, is_first: torch.Tensor) -> Belief:
         windows.append(action)
         assert z.shape == (config.train.imagination_batch, config.train.context, learner.world_model.latents)
         assert torch.equal(is_first, batch.is_first.flatten()[action])
-        return start_from(model, z, action % 6, is_first)
+        return recall(z, action % 6, is_first)
 
-    monkeypatch.setattr("drama.training.learner.start_from", taken)
+    monkeypatch.setattr(learner.world_model, "recall", taken)
     step = learner._step_world_model
     monkeypatch.setattr(learner, "_step_world_model", lambda _, frames: step(batch, frames))
     world_model, agent = learner.update_together(batch._replace(action=places))

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from drama.config import Config, preset
+from drama.interface import LONE
 from drama.models.norm import batch_norms, batch_statistics
 from drama.models.world_model import Batch
 from drama.replay import ReplayBuffer
+from drama.training.collector import random_play
 from drama.training.learner import Learner
-from drama.training.trainer import random_play
+from helpers import frames
 
 CPU = torch.device("cpu")
 
@@ -51,12 +53,12 @@ def draw(learner: Learner, played: ReplayBuffer) -> Batch:
 def test_acting_sees_what_learning_saw(played: ReplayBuffer, count: int, agrees: bool) -> None:
     """The KL on the statistics of acting is that on a batch's own, while the weights move at the rate of `cpu`."""
     torch.manual_seed(0)
-    learner = Learner(small_cpu(), 1, 6, CPU)
-    learner.start_from_frames(played.sample(256, 1)["obs"])
+    learner = Learner(small_cpu(), frames(small_cpu()), CPU)
+    learner.start_from_frames({LONE: played.sample(256, 1)[LONE]})
     ratios = []
     for update in range(1, 181):
-        frames = torch.from_numpy(played.sample(count, 1)["obs"]) if count else None
-        learner.update_world_model(draw(learner, played), frames)
+        others = {LONE: torch.from_numpy(played.sample(count, 1)[LONE])} if count else None
+        learner.update_world_model(draw(learner, played), others)
         if update >= 60 and update % 10 == 0:
             kl = learner.kl_by_mode(draw(learner, played))
             ratios.append(kl["world_model/kl_acting"] / kl["world_model/kl_learning"])
@@ -64,7 +66,7 @@ def test_acting_sees_what_learning_saw(played: ReplayBuffer, count: int, agrees:
 
 
 def test_looking_at_both_changes_nothing(played: ReplayBuffer) -> None:
-    learner = Learner(small_cpu(), 1, 6, CPU)
+    learner = Learner(small_cpu(), frames(small_cpu()), CPU)
     batch = draw(learner, played)
     learner.update_world_model(batch)
     before = {name: value.clone() for name, value in learner.world_model.state_dict().items()}
@@ -79,13 +81,13 @@ def test_fresh_statistics_are_those_of_the_frames_alone(played: ReplayBuffer) ->
     """On those frames the model in evaluation mode answers as on their own statistics."""
     config = small_cpu()
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="float32"))
-    learner = Learner(config, 1, 6, CPU)
-    frames = draw(learner, played).obs
-    learner.update_world_model(draw(learner, played), frames)
+    learner = Learner(config, frames(config), CPU)
+    others = draw(learner, played).obs
+    learner.update_world_model(draw(learner, played), others)
     model = learner.world_model
     with torch.no_grad():
-        found = model.encode(frames)
+        found = model.encode(others)
         with batch_statistics(model):
-            expected = model.encode(frames)
+            expected = model.encode(others)
     torch.testing.assert_close(found.exp(), expected.exp(), atol=0.02, rtol=0)  # of n or of n - 1 frames
     assert {norm.momentum for norm in batch_norms(model)} == {0.1}

@@ -62,7 +62,8 @@ class Player:
     def act(self, obs: Observations, is_first: NDArray[np.bool_]) -> NDArray[Any]:
         """Actions `[N]` or `[N, K]` for observations by part; where `is_first[N]` the memory is dropped first."""
         device = self._model.device
-        parts = {name: torch.from_numpy(array).to(device) for name, array in obs.items()}
+        # In one order: a recording knows its inputs by their places.
+        parts = {name: torch.from_numpy(obs[name]).to(device) for name in self._model.interface.observation}
         first = torch.from_numpy(is_first).to(device)
         with one_thread() if len(is_first) <= FEW else nullcontext(), self._model.autocast():
             action, self._belief = self._next(Seen(parts, first, self._belief))

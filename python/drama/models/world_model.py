@@ -96,7 +96,7 @@ class WorldModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return self.prior.weight.device
+        return self.offsets.device
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision of this model as an autocast context."""
