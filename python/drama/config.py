@@ -409,7 +409,7 @@ class Config:
 
     @staticmethod
     def from_json(text: str) -> Config:
-        """Read what `to_json` wrote. Fields that are missing have their defaults; raises ValueError for an unknown one."""
+        """Read what `to_json` wrote. Missing fields have their defaults; raises ValueError for an unknown one."""
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
