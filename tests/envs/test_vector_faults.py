@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -23,6 +23,8 @@ from gymnasium.vector import AutoresetMode
 from vector_envs import Counter, Nested, Painter, Slow
 
 from drama.envs import EnvError, VectorEnv, WorkerDied, make_vector
+from drama.envs.measure import quota
+from drama.envs.vector import _pickled
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 COUNT, RAISE, KILL, HANG, HUGE, END, UNSENDABLE = range(7)
@@ -416,7 +418,7 @@ def test_bad_arguments() -> None:
         make_vector([])
     with pytest.raises(TypeError, match=r"env_fns\[1\]: got Counter, expected a function"):
         make_vector([Counter, Counter()])  # type: ignore[list-item]
-    for workers in ("auto", None, 2):
+    for workers in (None, 2):
         with pytest.raises(ValueError, match=r"env_fns\[1\]: cannot be pickled.*lock"):
             make_vector([Counter, unpicklable], num_workers=workers)
     make_vector([Counter, unpicklable], num_workers=0).close()
@@ -541,3 +543,179 @@ class Liar(gymnasium.Env[Any, Any]):
 
     def step(self, action: np.int64) -> Any:
         return np.zeros(2), float(action), False, False
+
+
+def script_env() -> type[gymnasium.Env[Any, Any]]:
+    """A class that only this process knows, as those of a script are."""
+    namespace: dict[str, Any] = {"__name__": "__main__", "gymnasium": gymnasium, "spaces": spaces, "np": np}
+    code = """
+import dataclasses, enum
+
+class Word(enum.Enum):
+    YES = 1
+
+@dataclasses.dataclass
+class Note:
+    value: int
+
+class Env(gymnasium.Env):
+    observation_space = spaces.Box(0, 99, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+    made = 0
+
+    def __init__(self, render_mode=None):
+        self.o, self.i = np.zeros(1, np.float32), {}
+
+    def reset(self, *, seed=None, options=None):
+        self.o[:] = 0
+        self.i["score"] = 0
+        self.i["note"] = Note(0)
+        self.i["given"] = (options or {}).get("word")
+        return self.o, self.i
+
+    def step(self, action):
+        self.o += 1
+        self.i["score"] += 10
+        self.i["word"] = Word.YES
+        self.i["note"].value += 1
+        return self.o, 1.0, bool(self.o[0] == 2), False, self.i
+"""
+    exec(code, namespace)
+    found: type[gymnasium.Env[Any, Any]] = namespace["Env"]
+    found.Word, found.Note = namespace["Word"], namespace["Note"]  # type: ignore[attr-defined]
+    return found
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_classes_of_a_script_travel_to_workers_and_back(workers: int) -> None:
+    made: Any = script_env()
+    with closing(make_vector([made] * 4, num_workers=workers)) as env:
+        infos = env.reset(options={"word": made.Word.YES})[1]
+        assert all(given is made.Word.YES for given in infos["given"])
+        infos = env.step(np.zeros(4, int))[4]
+        assert all(word is made.Word.YES for word in infos["word"])
+        assert [note.value for note in infos["note"]] == [1] * 4
+        assert all(isinstance(note, made.Note) for note in infos["note"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_last_observation_and_info_are_those_before_the_reset(workers: int) -> None:
+    """Of an environment that gives the same array and dictionary each time."""
+    with closing(make_vector([script_env()] * 4, num_workers=workers, autoreset_mode="SameStep")) as env:
+        env.reset()
+        env.step(np.zeros(4, int))
+        observations, _, terminated, _, infos = env.step(np.zeros(4, int))
+        assert terminated.all()
+        assert [float(last[0]) for last in infos["final_obs"]] == [2.0] * 4
+        assert infos["final_info"]["score"].tolist() == [20] * 4
+        assert [note.value for note in infos["final_info"]["note"]] == [2] * 4
+        assert observations.tolist() == [[0.0]] * 4
+
+
+@pytest.mark.parametrize("workers", ["auto", 2])
+def test_workers_know_what_was_registered_here(workers: Any) -> None:
+    made: Any = script_env()
+    gymnasium.register("Mine-v0", entry_point=made)
+    try:
+        make = functools.partial(gymnasium.make, "Mine-v0", disable_env_checker=True)
+        with closing(make_vector([make] * 4, num_workers=workers)) as env:
+            env.reset()
+            assert env.step(np.zeros(4, int))[1].tolist() == [1.0] * 4
+    finally:
+        gymnasium.registry.pop("Mine-v0")
+
+
+def test_auto_stays_in_one_process_where_workers_cannot_follow() -> None:
+    lock, made = threading.Lock(), script_env()
+
+    def make() -> gymnasium.Env[Any, Any]:
+        assert not lock.locked()
+        return made()
+
+    with closing(make_vector([make] * 4, num_workers="auto")) as env:
+        assert env.num_workers == 0
+        env.reset()
+    with pytest.raises(ValueError, match=r"env_fns\[2\]: cannot be pickled.*lock.*num_workers=0 needs no pickling"):
+        make_vector([make] * 4, num_workers=2)
+
+
+def test_orders_and_states_of_megabytes_arrive() -> None:
+    """More than a pipe holds, both ways, with several environments to a worker."""
+    with closing(make_vector([Stateful] * 4, num_workers=2, timeout=60)) as env:
+        env.reset()
+        states = env.get_state()
+        assert sum(len(state) for state in states["envs"]) > 8_000_000
+        env.set_state(states)
+        assert env.call("size", np.zeros(1_000_000, np.uint8)) == (1_000_000,) * 4
+        env.step(np.zeros(4, int))
+
+
+class Stateful(Counter):
+    """Its state is large."""
+
+    def get_state(self) -> bytes:  # type: ignore[override]
+        return bytes(3_000_000)
+
+    def set_state(self, state: bytes) -> None:  # type: ignore[override]
+        assert len(state) == 3_000_000
+
+    def size(self, array: np.ndarray) -> int:
+        return len(array)
+
+
+def test_an_argument_that_cannot_be_pickled_does_not_end_the_vector() -> None:
+    with closing(make_vector([Counter] * 4, num_workers=2)) as env:
+        env.reset()
+        with pytest.raises(ValueError, match=r"call: its arguments cannot be sent to a worker process.*lock"):
+            env.call("size", threading.Lock())
+        assert env.step(np.zeros(4, int))[0].tolist() == [1] * 4
+
+
+def test_what_functions_share_is_sent_once() -> None:
+    shared = np.zeros(5_000_000, np.uint8)
+
+    def maker(index: int) -> Callable[[], gymnasium.Env[Any, Any]]:
+        return lambda: Counter() if len(shared) > index else Slow(1)
+
+    assert len(_pickled(0, [maker(index) for index in range(8)])) < 6_000_000
+
+
+class Unclosable(Counter):
+    """Raises where it is closed, and notes that it was."""
+
+    closed: ClassVar[list[int]] = []
+
+    def close(self) -> None:
+        self.closed.append(1)
+        raise OSError("stuck")
+
+
+def test_every_environment_is_closed_and_the_first_error_told() -> None:
+    Unclosable.closed.clear()
+    env = make_vector([Unclosable] * 3, num_workers=0)
+    env.reset()
+    with pytest.raises(EnvError, match=r"(?s)environment 0.*stuck"):
+        env.close()
+    assert len(Unclosable.closed) == 3
+    assert env.closed
+    env.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        env.reset()
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, float("inf")),
+        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2.0),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, float("inf")),
+        ({"cpu.max": "what\n"}, float("inf")),
+        ({}, float("inf")),
+    ],
+)
+def test_the_quota_of_a_container_counts(tmp_path: Path, files: dict[str, str], cores: float) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert quota(tmp_path) == cores

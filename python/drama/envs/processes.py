@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from multiprocessing.spawn import get_executable
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
+import gymnasium
 from gymnasium.vector.utils import clear_mpi_env_vars
 
 from drama._native import VectorBoard
@@ -49,7 +51,7 @@ class Worker:
         layout: what lies in it.
         number: of the worker.
         shares: number of environments of each worker.
-        env_fns: pickled functions that make this worker's environments.
+        env_fns: the functions that make this worker's environments, pickled together: what they share is sent once.
         autoreset: value of the autoreset mode.
         crowded: whether there are more processes than cores.
     """
@@ -60,7 +62,7 @@ class Worker:
         layout: Layout,
         number: int,
         shares: list[int],
-        env_fns: Sequence[bytes],
+        env_fns: bytes,
         autoreset: str,
         crowded: bool,
     ) -> None:
@@ -92,16 +94,22 @@ class Worker:
             "first": first,
             "shares": shares,
             "layout": layout,
-            "env_fns": list(env_fns),
+            "env_fns": env_fns,
+            "registered": own_specs(),
             "autoreset": autoreset,
             "crowded": crowded,
             "fd": fd,
         }
-        self._send(setup)
-
-    def _send(self, message: Any) -> None:
         try:
-            self.connection.send_bytes(cloudpickle.dumps(message))
+            data = cloudpickle.dumps(setup)
+        except BaseException:
+            self.dismiss()
+            raise
+        self._send(data)
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self.connection.send_bytes(data)
         except OSError:
             raise self.death() from None
 
@@ -149,11 +157,11 @@ class Worker:
             raise ValueError(*values)
         return values[0]
 
-    def order(self, method: str, *arguments: Any) -> None:
-        """Ask for a call of the worker's `EnvGroup`, whose result `receive` gives. None of its environments may be
-        posted."""
-        self._send((method, arguments))
-        self._board.summon(self.number)
+    def order(self, data: bytes) -> None:
+        """Ask for a call of the worker's `EnvGroup` that `encode` gave, whose result `receive` gives. None of its
+        environments may be posted."""
+        self._board.summon(self.number)  # before the order, of which not all may fit into the pipe at once
+        self._send(data)
 
     def dismiss(self) -> None:
         """Let the worker close its environments and end."""
@@ -172,3 +180,30 @@ class Worker:
         """In a fork of the parent: the process is not ours to wait for."""
         self.connection.close()
         self.process.returncode = 0
+
+
+def encode(method: str, *arguments: Any) -> bytes:
+    """A call of a worker's `EnvGroup`. Raises ValueError that names what cannot be pickled."""
+    try:
+        return cloudpickle.dumps((method, arguments))
+    except Exception as error:
+        raise ValueError(f"{method}: its arguments cannot be sent to a worker process: {why(error)}") from error
+
+
+def why(error: BaseException) -> str:
+    """What an exception says, or its type where it says nothing."""
+    return str(error) or type(error).__name__
+
+
+def own_specs() -> list[bytes]:
+    """What this program has registered with Gymnasium, as far as it can be pickled: a worker knows only what packages
+    register when they are imported."""
+    known = ("gymnasium.", "ale_py.", "drama.", "shimmy.")
+    specs = []
+    for spec in gymnasium.registry.values():
+        entry = spec.entry_point
+        if isinstance(entry, str) and entry.startswith(known):
+            continue
+        with contextlib.suppress(Exception):
+            specs.append(cloudpickle.dumps(spec))
+    return specs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import operator
 import os
 import pickle
@@ -21,8 +22,8 @@ from numpy.typing import NDArray
 from drama._native import VectorBoard
 from drama.envs.batches import Batches
 from drama.envs.measure import cores, step_seconds, workers_pay
-from drama.envs.processes import POLL_SECONDS, Worker, WorkerDied
-from drama.envs.worker import EnvError, EnvGroup, Layout, Payload, describe, fast_fields
+from drama.envs.processes import POLL_SECONDS, Worker, WorkerDied, encode, why
+from drama.envs.worker import EnvError, EnvGroup, Layout, Payload, describe, fast_fields, to_mail
 
 EnvFn = Callable[[], gymnasium.Env[Any, Any]]
 Flags = NDArray[np.bool_]
@@ -134,7 +135,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     def _start(self, env_fns: list[EnvFn], num_workers: int | Literal["auto"] | None) -> None:
         workers, measured = self._number_of_workers(num_workers), num_workers == "auto" and not self._isolated
         alone = workers == 0
-        self._pickled = [] if alone else [_pickled(index, env_fn) for index, env_fn in enumerate(env_fns)]
+        self._env_fns = env_fns
         step: float | None = None
         made: list[gymnasium.Env[Any, Any]] = []
         if alone or not (measured or self._isolated):
@@ -148,7 +149,15 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             finally:
                 probe.close()
         first = [lambda: made.pop()] if made else env_fns[:1]
-        self._build(workers, [*first, *env_fns[1:]])
+        try:
+            self._build(workers, [*first, *env_fns[1:]])
+        except (EnvError, WorkerDied, ValueError, OSError):
+            if not measured or alone:
+                raise
+            # What a worker cannot do, this process may: it knows more. If not, it says what is wrong.
+            self._engine.close(0.0)
+            self._build(0, env_fns)
+            return
         if step is not None and self._engine.workers:
             largest = max(self._shares)
             if not workers_pay(self._board, self._engine.workers, largest, self.num_envs, step):
@@ -217,10 +226,19 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
     def _spawn(self, number: int) -> Worker:
         first = sum(self._shares[:number])
-        env_fns = self._pickled[first : first + self._shares[number]]
-        return Worker(
-            self._board, self._layout, number, self._shares, env_fns, self.autoreset_mode.value, self._crowded
-        )
+        env_fns = _pickled(first, self._env_fns[first : first + self._shares[number]])
+        try:
+            return Worker(
+                self._board, self._layout, number, self._shares, env_fns, self.autoreset_mode.value, self._crowded
+            )
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            raise OSError(
+                error.errno,
+                f"num_workers: no file descriptor is left for worker {number} of {len(self._shares)}; `ulimit -n`"
+                " raises their number, fewer workers need fewer",
+            ) from error
 
     # Resetting and stepping
 
@@ -318,8 +336,8 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     def _write_objects(self, index: int, objects: list[Any]) -> None:
         if self._own is not None and index < self._shares[0]:
             self._own_objects[index] = objects
-        elif not self._board.write_mail(index, pickle.dumps(objects)):
-            raise ValueError(f"actions: got more than 64 KiB for environment {index}")
+        else:
+            self._board.write_mail(index, to_mail(objects)[0])
 
     def _await(self, wanted: int) -> None:
         """Step this process's environments and wait until `wanted` are done."""
@@ -425,12 +443,13 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
         errors: list[Exception] = []
         results = []
+        orders = {worker.number: encode(method, *part(worker.env_ids)) for worker in self._engine.workers}
         # Interrupted, or with an answer that comes late, the workers' answers would be taken for those to later calls.
         self._broken = "a call was cut short"
         asked: list[tuple[Worker, WorkerDied | None]] = []
         for worker in self._engine.workers:
             try:
-                worker.order(method, *part(worker.env_ids))
+                worker.order(orders[worker.number])
                 asked.append((worker, None))
             except WorkerDied as death:
                 asked.append((worker, death))
@@ -451,7 +470,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             except WorkerDied as error:
                 successor = self._bury(error)
                 if again:
-                    successor.order(method, *part(worker.env_ids))
+                    successor.order(orders[worker.number])
                     results.append(successor.receive(deadline))
                 else:
                     errors.append(error)
@@ -481,7 +500,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             worker = self._spawn(old.number)
             self._engine.workers[self._engine.workers.index(old)] = worker
             worker.receive()
-            worker.order("reset", dict.fromkeys(worker.env_ids), None)
+            worker.order(encode("reset", dict.fromkeys(worker.env_ids), None))
             payloads = worker.receive()
         except (WorkerDied, EnvError) as error:
             self._broken = f"{death}, and could not be restarted: {error}"
@@ -540,9 +559,12 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     def close_extras(self, timeout: float | None = GRACE_SECONDS, terminate: bool = False) -> None:
         """Close the environments and end the workers; those that take longer than `timeout` seconds are killed."""
         if self._finalizer.detach() is not None:
-            self._engine.close(0.0 if terminate or self._broken is not None else timeout)
-            if hasattr(self, "_board"):
-                self._board.close_fd()
+            self.closed = True  # also where an environment cannot be closed
+            try:
+                self._engine.close(0.0 if terminate or self._broken is not None else timeout)
+            finally:
+                if hasattr(self, "_board"):
+                    self._board.close_fd()
 
     # Checks of arguments
 
@@ -584,14 +606,26 @@ def _make(env_fn: EnvFn) -> gymnasium.Env[Any, Any]:
         raise EnvError(0, describe(error)) from error
 
 
-def _pickled(index: int, env_fn: EnvFn) -> bytes:
+def _pickled(first: int, env_fns: list[EnvFn]) -> bytes:
+    """The functions of one worker together, so that what they share is there once."""
     try:
-        return cloudpickle.dumps(env_fn)
+        return cloudpickle.dumps(env_fns)
     except Exception as error:
+        index, cause = _unpicklable(env_fns) or (0, error)
         raise ValueError(
-            f"env_fns[{index}]: cannot be pickled to make the environment in a worker process: {error}; "
-            "num_workers=0 needs no pickling"
+            f"env_fns[{first + index}]: cannot be pickled to make the environment in a worker process: {why(cause)};"
+            " num_workers=0 needs no pickling"
         ) from error
+
+
+def _unpicklable(env_fns: list[EnvFn]) -> tuple[int, Exception] | None:
+    """The first function that cannot be pickled, and why."""
+    for index, env_fn in enumerate(env_fns):
+        try:
+            cloudpickle.dumps(env_fn)
+        except Exception as error:
+            return index, error
+    return None
 
 
 def _count(name: str, value: Any, low: int, high: int | None = None) -> int:

@@ -7,9 +7,11 @@ objects)`, each part None if there is none, or an exception.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from drama._native import EnvShare, VectorBoard
 
 Payload = Any
 MAX_CHOICES = 4096
+MAIL_BYTES = 60_000
+"""Larger values go through a file."""
 
 
 class EnvError(RuntimeError):
@@ -295,10 +299,49 @@ class EnvGroup:
                 env.get_wrapper_attr("set_state")(state)
 
     def close(self) -> None:
-        """Close the environments."""
-        for env in self.envs:
-            env.close()
+        """Close all environments; then raise the first error, if one could not be closed."""
+        error: EnvError | None = None
+        for index, env in enumerate(self.envs, self._first):
+            try:
+                env.close()
+            except Exception as failure:
+                error = error or EnvError(index, describe(failure))
         self.envs = []
+        if error is not None:
+            raise error
+
+
+def dump(value: Any) -> bytes:
+    """Pickled; by value where it is of the script that was started, which another process cannot import."""
+    try:
+        return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    except Exception:
+        import cloudpickle
+
+        return cloudpickle.dumps(value)
+
+
+def to_mail(value: Any) -> tuple[bytes, bytes]:
+    """What goes into the mail for `value`: itself, and what names a file that holds it, for mail that is too small."""
+    import cloudpickle
+
+    data = cloudpickle.dumps(value)
+    if len(data) < MAIL_BYTES:
+        return b"\0" + data, b""
+    with tempfile.NamedTemporaryFile(prefix="drama-mail-", delete=False) as file:
+        file.write(data)
+    return b"\1" + os.fsencode(file.name), os.fsencode(file.name)
+
+
+def from_mail(mail: bytes) -> Any:
+    """The value that `to_mail` put there."""
+    if mail[:1] == b"\0":
+        return pickle.loads(mail[1:])
+    path = os.fsdecode(mail[1:])
+    with open(path, "rb") as file:
+        value = pickle.load(file)
+    os.unlink(path)
+    return value
 
 
 class failing:
@@ -334,7 +377,7 @@ def main(socket: int, parent: int) -> None:
         if isinstance(payload, Exception):
             payload = describe(payload)
         try:
-            data = pickle.dumps(payload, protocol=pickle.HIGHEST_PROTOCOL)
+            data = dump(payload)
         except Exception:
             text = f"the info or observation cannot be sent to another process:\n{traceback.format_exc()}"
             data = pickle.dumps(text)
@@ -352,6 +395,10 @@ def main(socket: int, parent: int) -> None:
     board = VectorBoard(setup["shares"], setup["layout"].rows(), shared=True, crowded=setup["crowded"], fd=setup["fd"])
     first = setup["first"]
     try:
+        for data in setup["registered"]:
+            with contextlib.suppress(Exception):  # what wants modules that are not here is missed by who asks for it
+                spec = cloudpickle.loads(data)
+                gymnasium.registry.setdefault(spec.id, spec)
         group = EnvGroup(
             board,
             setup["layout"],
@@ -359,10 +406,10 @@ def main(socket: int, parent: int) -> None:
             first=first,
             num_envs=sum(setup["shares"]),
             autoreset=setup["autoreset"],
-            env_fns=[cloudpickle.loads(env_fn) for env_fn in setup["env_fns"]],
+            env_fns=cloudpickle.loads(setup["env_fns"]),
             keep=keep,
             send=connection.send_bytes,
-            action_objects=lambda index: pickle.loads(board.read_mail(index)),
+            action_objects=lambda index: from_mail(board.read_mail(index)),
         )
     except EnvError as error:
         return answer("failed", error.env_id, error.text)

@@ -140,6 +140,7 @@ def read_run(folder: Path) -> Run:
             raise ValueError(f"{path}: line {number} is damaged") from error
     curves = {name: np.array(points) for name, points in scalars.items()}
     evaluations = [_read_evaluation(path, config) for path in sorted(folder.glob("evaluation*.json"))]
+    step = max([step, *(evaluation.step for evaluation in evaluations)])  # the last steps may have no line
     return Run(folder, config, step, np.array(returns).reshape(-1, 2), curves, evaluations)
 
 

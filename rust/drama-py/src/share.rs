@@ -39,6 +39,13 @@ struct Extra<'py> {
     objects: Option<Bound<'py, PyAny>>,
 }
 
+/// A deep copy, or the object itself where it cannot be copied.
+fn kept<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let py = object.py();
+    let copied = py.import(intern!(py, "copy"))?.call_method1(intern!(py, "deepcopy"), (object,));
+    copied.or_else(|error| if error.is_instance_of::<PyException>(py) { Ok(object.clone()) } else { Err(error) })
+}
+
 /// Steps one worker's environments on a `VectorBoard`.
 #[pyclass(frozen, module = "drama._native")]
 pub(crate) struct EnvShare {
@@ -156,8 +163,10 @@ impl EnvShare {
                 (None, Some(out)) => out.bind(py).call_method0(intern!(py, "copy"))?,
                 (None, None) => return Err(PyRuntimeError::new_err("step: no observation")),
             };
+            // The environment may give the same objects again, and write over them in its reset.
+            let last = (kept(&observation)?, kept(&info)?).into_pyobject(py)?;
             let extra = self.begin(py, env, None)?;
-            return Ok((outcome, Extra { last: Some((observation, info).into_pyobject(py)?), ..extra }));
+            return Ok((outcome, Extra { last: Some(last), ..extra }));
         }
         let objects = observation.map(|observation| self.observe(env, &observation)).transpose()?.flatten();
         self.board.set_ended(env, ended);
