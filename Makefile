@@ -28,6 +28,9 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.created pyproject.toml requirements.lock $(RUST_SOURCES)
+	@cargo --version 2>/dev/null | $(PYTHON) -c 'import re, sys; found = re.match(r"cargo (\d+)\.(\d+)", sys.stdin.read()); \
+		sys.exit(None if found and tuple(map(int, found.groups())) >= (1, 88) else \
+		"Rust 1.88 or newer is needed (found: %s): https://rustup.rs brings it" % (found[0] if found else "none"))'
 	@echo "building the extension in release mode, installing what training needs (torch is large)"
 	@$(PIP) --editable '.[train]' --constraint requirements.lock
 	@touch $@

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from drama.cli import main
 from drama.config import Config
 from drama.results.evaluation import evaluate, evaluate_run
 from drama.training import checkpoint
@@ -75,3 +77,20 @@ def test_bad_options_are_named(pong_run: Path, options: dict[str, int], said: st
     with pytest.raises(ValueError, match=said):
         evaluate_run(pong_run, **options)  # type: ignore[arg-type]
     assert checkpoint.latest(pong_run).name == "step-000000120"
+
+
+def test_a_result_that_cannot_be_kept_is_told(
+    pong_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, text: str) -> None:
+        del text
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr("drama.results.evaluation.write_atomically", full)
+    with pytest.raises(SystemExit) as stop:
+        main(["eval", str(pong_run), "--episodes", "1", "--device", "cpu"])
+    assert not stop.value.code
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("Pong after 120 steps: return")
+    assert said[1].startswith("note: not written: ")
+    assert said[1].endswith("Read-only file system")

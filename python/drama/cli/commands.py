@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import platform
 import textwrap
 import threading
@@ -348,6 +349,8 @@ def play(args: Sequence[str]) -> int:
         raise ValueError("out: a dream is played by a person; `drama dream` writes a video of one without")
     if parsed.out and parsed.out.suffix not in (".gif", ".mp4"):
         raise ValueError(f"out: {parsed.out} must end in .gif or .mp4")
+    if parsed.out:
+        _check_folder(parsed.out)
     for name, value, least in (("episodes", parsed.episodes, 1), ("seed", parsed.seed, 0)):
         if value < least:
             raise ValueError(f"{name}: {value} must be at least {least}")
@@ -493,20 +496,30 @@ def _config(parsed: Config) -> Config:
     return Config(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(Config)})
 
 
+def _check_folder(out: Path) -> None:
+    """Refuse a file that could not be written, before anything long is done for it."""
+    if not out.parent.is_dir():
+        raise ValueError(f"out: there is no folder {out.parent}")
+    if not os.access(out.parent, os.W_OK):
+        raise ValueError(f"out: {out.parent} cannot be written to")
+
+
 def _print_evaluation(result: dict[str, Any]) -> None:
     score = result["human_normalised_mean"]
     normalised = "" if score is None else f", human-normalised {score:.1%}"
     print(
         f"{result['game']} after {result['step']} steps: return {result['mean']:.1f} ± {result['std']:.1f}, median"
         f" {result['median']:.1f} over {len(result['episodes'])} episodes{normalised}"
-        f" (protocol {result['protocol']}, {'greedy' if result['greedy'] else 'sampled'})\n{result['file']}"
+        f" (protocol {result['protocol']}, {'greedy' if result['greedy'] else 'sampled'})"
     )
+    print(result["file"] or f"note: not written: {result['not_written']}")
 
 
 def _write_dream(args: DreamArgs) -> None:
     out = args.out or args.run / "dream.gif"
     if out.suffix not in (".gif", ".mp4", ".png"):
         raise ValueError(f"out: {out} must end in .gif, .mp4 or .png")
+    _check_folder(out)
     video = dream_run(
         args.run, steps=args.steps, context=args.context, skip=args.skip, seed=args.seed, device=args.device
     )

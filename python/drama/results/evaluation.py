@@ -132,7 +132,7 @@ def evaluate_run(
 
     Returns:
         What was written: the settings, each episode, mean, median, standard deviation, human-normalised mean with the
-        constants that it was made from, and under `file` where it was written.
+        constants that it was made from, and under `file` where it was written, None if it could not be.
     """
     if episodes < 1:
         raise ValueError(f"episodes: {episodes} must be at least 1")
@@ -162,5 +162,8 @@ def evaluate_run(
         "random_and_human": random_and_human(config.game),
         "episodes": records,
     }
-    write_atomically(run / name, json.dumps(result, indent=2) + "\n")
+    try:
+        write_atomically(run / name, json.dumps(result, indent=2) + "\n")
+    except OSError as error:  # what was played is not lost for where it cannot be kept
+        return result | {"file": None, "not_written": f"{run / name}: {error.strerror}"}
     return result | {"file": str(run / name)}

@@ -36,7 +36,8 @@ class Callback:
         """Every `log.log_every` steps, with the mean of each scalar since the last time (docs/metrics.md)."""
 
     def on_pictures(self, trainer: Trainer, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
-        """Every `log.image_every` steps: `dream`, a video `[T, H, W, 3]`, and `reconstruction`, `[H, W, 3]` of it."""
+        """Every `log.image_every` steps and at the end: the video `dream` `[T, H, W, 3]`, and of it `reconstruction`,
+        moments side by side `[H, W, 3]`."""
 
     def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
         """After a checkpoint has been written into the folder `path`."""

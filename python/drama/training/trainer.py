@@ -209,6 +209,8 @@ class Trainer:
             due = self._due(config.log.checkpoint_every) or self._late()
             if due and self.step < config.steps:
                 self.save()
+        if self._updater.count and self.step >= config.steps and not self._due(config.log.image_every):
+            self._callbacks.tell("pictures", self, self.pictures())
         self.save()
 
     def _late(self) -> bool:
