@@ -399,17 +399,18 @@ def test_a_lost_terminal_leaves_a_checkpoint(tmp_path: Path, name: str) -> None:
             if trainer.step == 30:
                 signal.raise_signal(getattr(signal, name))
 
-    done = drama.train(
-        "CartPole-v1",
-        steps=100,
-        preset="debug",
-        run=tmp_path / "run",
-        callbacks=[Hanging()],
-        progress=False,
-        options=TINY,
-    )
-    assert (done.finished, done.step) == (False, 30)
-    assert checkpoint.latest(done.path).name == "step-000000030"
+    with pytest.raises(SystemExit) as stop:
+        drama.train(
+            "CartPole-v1",
+            steps=100,
+            preset="debug",
+            run=tmp_path / "run",
+            callbacks=[Hanging()],
+            progress=False,
+            options=TINY,
+        )
+    assert stop.value.code == 128 + getattr(signal, name)
+    assert checkpoint.latest(tmp_path / "run").name == "step-000000030"
 
 
 def test_checkpoints_come_by_the_clock(tmp_path: Path) -> None:
@@ -469,3 +470,84 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     process.wait()
     process.stdout.close()
     assert drama.train("CartPole-v1", steps=120, run=path, resume=True, progress=False).finished
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"device": "gpu"}, r"device: 'gpu' must be 'auto' or 'cpu' or 'cuda'"),
+        ({"train.sampler": "foo"}, r"train\.sampler: 'foo' must be 'dfs' or 'uniform'"),
+        ({"train.num_envs": "4"}, r"train\.num_envs: '4' must be of type int"),
+        ({"seed": "a"}, r"seed: 'a' must be of type int"),
+        ({"env.kwargs": "{}"}, r"env\.kwargs: '\{\}' must be of type dict"),
+        ({"env.imports": "numpy"}, r"env\.imports: 'numpy' must be of type tuple"),
+        ({"world_model.latent.classes": -1}, r"world_model\.latent\.classes: -1 is too small"),
+        ({"train.num_envs": 4}, r"train\.start_step: 64 rows .* needs 68; raise it"),
+    ],
+)
+def test_options_of_another_kind_are_named(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        quickly("CartPole-v1", tmp_path / "run", **options)
+
+
+def test_a_resume_that_fails_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    quickly(Mixed, path, steps=80)
+    before = (path / "config.json").read_text()
+    with pytest.raises(ValueError, match=r"steps: 50 is fewer than the warm-up"):
+        Trainer.resume(path, steps=50)
+    Path(path / "config.json").write_text(before.replace(":Mixed", ":Missing"))
+    with pytest.raises(ValueError, match="has no 'Missing'"):
+        Trainer.resume(path, steps=120)
+    assert (path / "config.json").read_text() == before.replace(":Mixed", ":Missing")
+    with pytest.raises(ValueError, match="options: a run that is resumed keeps its config"):
+        drama.train(Mixed, run=path, resume=True, options={"seed": 1})
+    with pytest.raises(ValueError, match="run: to resume, name the folder"):
+        drama.train(Mixed, resume=True)
+
+
+def test_an_export_is_not_trained_on(run: drama.Run, tmp_path: Path) -> None:
+    from drama.results.export import export_run
+
+    out = export_run(run.path, tmp_path / "out")
+    with pytest.raises(ValueError, match="an export has no optimizers"):
+        Trainer.resume(out, steps=200)
+    assert not (out / "checkpoints").exists()
+
+
+def test_a_callback_with_a_misspelt_method_is_refused(tmp_path: Path) -> None:
+    class Misspelt(drama.Callback):
+        def on_episod(self) -> None: ...
+
+    with pytest.raises(TypeError, match="Misspelt has on_episod, which nothing calls"):
+        drama.train("CartPole-v1", run=tmp_path / "run", callbacks=[Misspelt()], preset="debug", options=TINY)
+    with pytest.raises(TypeError, match="expected a list of them"):
+        drama.train("CartPole-v1", run=tmp_path / "run", callbacks=Misspelt())  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_ends_a_script_after_a_checkpoint(tmp_path: Path) -> None:
+    class Pressing(drama.Callback):
+        def on_step(self, trainer: Trainer) -> None:
+            if trainer.step == 20:
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 20, with a checkpoint"):
+        drama.train(
+            "CartPole-v1", run=tmp_path / "run", callbacks=[Pressing()], preset="debug", progress=False, options=TINY
+        )
+    assert checkpoint.latest(tmp_path / "run").name == "step-000000020"
+
+
+def test_an_own_environment_keeps_its_colours_and_a_script_is_told_of() -> None:
+    assert not make_config("test_api:Mixed", "cpu", {})[0].env.grayscale
+    assert make_config("pong", "cpu", {})[0].env.grayscale
+    with pytest.raises(ValueError, match="Gone was defined in a script, and only that script knows it"):
+        make_config("__main__:Gone", "auto", {})
+
+
+def test_flags_of_another_number_of_environments_are_refused(run: drama.Run) -> None:
+    agent = drama.load(run.path, device="cpu")
+    env = Mixed() if "Mixed" in agent.config.game else gymnasium.make(agent.config.game)
+    with pytest.raises(ValueError, match=r"first: got shape \(3,\) for the observations of 1"):
+        agent.act(env.reset()[0], np.zeros(3, np.bool_))

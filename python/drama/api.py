@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,23 +70,34 @@ def train(
         options: other fields of the config by name, as in `{"train.batch_size": 8}`; not together with `resume`.
 
     Returns:
-        The run, also if a callback or Ctrl-C has stopped it.
+        The run, also if a callback has stopped it. Neither evaluates nor dreams: `Run.evaluate` and `drama dream` do.
 
     Raises:
+        KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved.
         ValueError: an option or environment that cannot be used; the message names it.
         drama.training.trainer.EnvFailed: the environment failed on the way; a checkpoint was saved.
     """
     name = env if isinstance(env, str) else given_name(env)
+    if isinstance(callbacks, Callback):
+        raise TypeError(f"callbacks: got {callbacks!r}, expected a list of them")
+    if resume is True and run is None:
+        raise ValueError("run: to resume, name the folder of the run")
     shown = [*callbacks, Progress()] if progress else list(callbacks)
     chosen = {"seed": seed, **({} if steps is None else {"steps": steps}), **(options or {})}
     path = Path(run) if run is not None else default_run(make_config(name, preset, chosen)[0])
     if resume and (path.is_dir() or resume is True):
+        if options:
+            raise ValueError("options: a run that is resumed keeps its config, but for its steps")
         trainer = Trainer.resume(path, steps, callbacks=shown)
         if (known_game(name) or name) != trainer.config.game:
             raise ValueError(f"env: {path} is a run in {trainer.config.game}, not in {name}")
     else:
         trainer = Trainer(make_config(name, preset, chosen)[0], path, callbacks=shown)
     finished = trainer.train()
+    if trainer.signal == signal.SIGINT:
+        raise KeyboardInterrupt(f"stopped at step {trainer.step}, with a checkpoint in {path}")
+    if trainer.signal is not None:
+        raise SystemExit(128 + trainer.signal)
     return Run(path, trainer.step, finished)
 
 
@@ -99,9 +111,17 @@ def make_config(game: str, preset_name: str, options: Mapping[str, Any]) -> tupl
     if preset_name == "auto":
         env = with_options(Config(), {name: value for name, value in options.items() if name.startswith("env.")}).env
         preset_name, why = choose_preset(game, env, str(options.get("device", "auto")))
-    config = with_options(dataclasses.replace(preset(preset_name), game=game), options)
+    config = with_options(preset_for(game, preset_name), options)
     config.validate()
     return config, why
+
+
+def preset_for(game: str, name: str) -> Config:
+    """The preset `name` for an environment: in colour, but for Atari games and small tasks, which need none."""
+    config = dataclasses.replace(preset(name), game=game)
+    if known_game(game) is None:
+        config = dataclasses.replace(config, env=dataclasses.replace(config.env, grayscale=False))
+    return config
 
 
 def choose_preset(game: str, env: Any, device: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class EnvConfig:
     """Parts of a dictionary observation that are left out."""
     action_repeat: int = 1
     """Steps of the environment for each action, whose rewards are summed. Atari games have `frame_skip`."""
+    max_steps: int = 0
+    """Steps after which an episode is truncated; 0 leaves it to the environment. Atari games have `max_frames`."""
     check: bool = True
     """Stop where an observation is outside of its space."""
 
@@ -86,7 +88,14 @@ class EnvConfig:
                 isinstance(probability, int | float) and 0 <= probability <= 1
             ),
         }
-        least_of = {"frame_skip": 1, "frame_stack": 1, "noop_max": 0, "max_frames": 0, "action_repeat": 1}
+        least_of = {
+            "frame_skip": 1,
+            "frame_stack": 1,
+            "noop_max": 0,
+            "max_frames": 0,
+            "action_repeat": 1,
+            "max_steps": 0,
+        }
         for name, least in least_of.items():
             value = getattr(self, name)
             fine = _is_whole(value, least) or (name == "noop_max" and value is None)
@@ -347,7 +356,9 @@ class Config:
 
     def validate(self) -> None:
         """Raise ValueError, naming the field, if the values cannot work together."""
-        self.env.validate()
+        if isinstance(self.env, EnvConfig):
+            self.env.validate()
+        _check_types(self, "")
         t, vision = self.train, self.world_model.vision
         height, width = self.env.frame_size
         first_batch = t.num_envs * t.batch_length + t.batch_size
@@ -357,7 +368,7 @@ class Config:
         inside = t.batch_size * (t.batch_length - t.context + 1)
         scale = math.prod(vision.strides)
         checks = {
-            f"train.start_step: {t.start_step} rows cannot fill the first batch, which needs {first_batch}": (
+            f"train.start_step: {t.start_step} rows cannot fill the first batch, which needs {first_batch}; raise it": (
                 t.start_step >= first_batch
             ),
             f"steps: {self.steps} is fewer than the warm-up train.start_step = {t.start_step}": (
@@ -399,6 +410,17 @@ class Config:
         checks |= {f"{name}: {value} must not be negative": value >= 0 for name, value in not_negative.items()}
         for name in ("num_envs", "train_every", "batch_size", "batch_length", "imagination_batch", "horizon"):
             checks[f"train.{name}: {getattr(t, name)} must be at least 1"] = getattr(t, name) >= 1
+        sizes = {
+            **{
+                f"world_model.latent.{name}": getattr(self.world_model.latent, name)
+                for name in ("variables", "classes")
+            },
+            **{f"world_model.vector.{name}": getattr(self.world_model.vector, name) for name in ("units", "layers")},
+            **{f"agent.{name}": getattr(self.agent, name) for name in ("actor_units", "critic_units", "layers")},
+            "world_model.head_units": self.world_model.head_units,
+            "world_model.bins": self.world_model.bins - 1,
+        }
+        checks |= {f"{name}: {value} is too small": value >= 1 for name, value in sizes.items()}
         for name in ("log_every", "image_every", "checkpoint_every", "eval_envs"):
             checks[f"log.{name}: {getattr(self.log, name)} must be at least 1"] = getattr(self.log, name) >= 1
         _refuse(checks)
@@ -429,6 +451,40 @@ class Config:
 
 def _is_whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _check_types(config: Any, prefix: str) -> None:
+    """Raise ValueError for the first field that is of another type than it says."""
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, hint):  # type: ignore[arg-type]
+                raise ValueError(f"{prefix}{name}: {value!r} is no {_named(hint)}")
+            _check_types(value, f"{prefix}{name}.")
+        elif not _is_of(value, hint):
+            said = " or ".join(map(repr, get_args(hint))) if get_origin(hint) is Literal else f"of type {_named(hint)}"
+            raise ValueError(f"{prefix}{name}: {value!r} must be {said}")
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in inner
+    if origin is tuple:
+        members = inner[:1] * len(value) if isinstance(value, tuple) and inner[-1] is Ellipsis else inner
+        fits = isinstance(value, tuple) and len(value) == len(members)
+        return fits and all(_is_of(item, member) for item, member in zip(value, members, strict=True))
+    if origin is dict:
+        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    if inner:  # a union
+        return any(_is_of(value, one) for one in inner)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _named(hint: Any) -> str:
+    return getattr(hint, "__name__", str(hint)) if not get_args(hint) else str(hint)
 
 
 def _refuse(checks: dict[str, bool]) -> None:
@@ -700,5 +756,5 @@ def _docs(cls: Any, prefix: str, texts: Mapping[str, Mapping[str, str]]) -> Iter
 def did_you_mean(name: str, known: Any) -> str:
     """` (did you mean ...?)` with the names nearest to `name`, or nothing."""
     by_lower = {k.lower(): k for k in known}
-    near = [by_lower[k] for k in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
+    near = [by_lower[k] for k in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)]
     return f" (did you mean {' or '.join(near)}?)" if near else ""

@@ -420,3 +420,22 @@ def test_a_state_goes_on_where_the_environment_has_one() -> None:
         assert a == b
     assert a[2]  # the time limit counts on
     assert make_env("CartPole-v1").get_state() is None  # type: ignore[attr-defined]
+
+
+def test_steps_can_be_limited() -> None:
+    env = make_env("Pendulum-v1", EnvConfig(max_steps=7))
+    env.reset(seed=0)
+    assert [env.step(np.zeros(1, np.float32))[2:4] for _ in range(7)][-1] == (False, True)
+
+
+def test_an_image_without_bounds_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"has the shape of an image, \(64, 64, 3\), but no bounds"):
+        adapted(spaces.Box(-np.inf, np.inf, (64, 64, 3), np.float32), np.zeros((64, 64, 3), np.float32))
+
+
+def test_an_environment_without_spaces_is_refused() -> None:
+    class Bare(gymnasium.Env[Any, Any]):
+        action_space = BUTTONS
+
+    with pytest.raises(ValueError, match="Bare has no observation_space"):
+        Adapted(Bare(), SMALL, "Bare")

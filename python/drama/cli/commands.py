@@ -23,7 +23,7 @@ from rich import progress
 from rich.console import Console
 
 from drama import __version__
-from drama.api import choose_preset, default_run
+from drama.api import choose_preset, default_run, preset_for
 from drama.config import PRESETS, Config, option_docs, preset
 from drama.envs import game_names, known_game, make_env, read_interface
 from drama.results.cost import milliseconds, multiply_adds
@@ -283,9 +283,11 @@ def _configured(cls: type[C], args: Sequence[str], command: str) -> tuple[C, str
     name, why = _named_preset(args), None
     if name is None:
         # What is shown decides, so the environment's options are read first.
-        first = _parse(cls, args, command, _defaults(cls, "cpu"))
+        first = _parse(cls, args, command, _defaults(cls, preset("cpu")))
         name, why = choose_preset(known_game(first.game) or first.game, first.env, first.device)
-    parsed = _parse(cls, args, command, _defaults(cls, name))
+    parsed = _parse(cls, args, command, _defaults(cls, preset(name)))
+    if known_game(parsed.game) is None:
+        parsed = _parse(cls, args, command, _defaults(cls, preset_for(parsed.game, name)))
     return dataclasses.replace(parsed, game=known_game(parsed.game) or parsed.game, preset=name), why
 
 
@@ -474,9 +476,8 @@ def _named_preset(args: Sequence[str]) -> str | None:
     return None if name == "auto" else name
 
 
-def _defaults(cls: type[C], name: str) -> C:
-    """An instance of the Config subclass `cls` with the values of the preset `name`, the game missing."""
-    base = preset(name)
+def _defaults(cls: type[C], base: Config) -> C:
+    """An instance of the Config subclass `cls` with the values of `base`, the game missing."""
     values = {field.name: getattr(base, field.name) for field in dataclasses.fields(Config)}
     return cls(**values | {"game": tyro.MISSING})
 

@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # beside, and two runs on one machine stand almost still. OpenMP reads this when torch is loaded.
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "passive"
+    if os.getcwd() not in sys.path:  # for package.module:function beside the runs
+        sys.path.append(os.getcwd())
     name, *rest = args
     if name not in COMMANDS:
         _fail(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; there are {', '.join(COMMANDS)}")
@@ -64,9 +66,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except RuntimeError as error:
         if type(error).__name__ not in ("EnvError", "EnvFailed"):  # their module is heavy, and may not be installed
             raise
-        inner: Any = error if hasattr(error, "text") else error.__cause__
-        print(inner.text.rstrip(), file=sys.stderr)
-        _fail(str(error).splitlines()[0])
+        failed: Any = error
+        inner = failed if hasattr(failed, "text") else failed.__cause__
+        if "drama.envs.adapt.NotInSpace: " not in inner.text:  # what that says needs no traceback
+            print(inner.text.rstrip(), file=sys.stderr)
+        _fail(f"environment {inner.env_id} failed: {inner.reason}" if inner is failed else str(error))
     except KeyboardInterrupt:
         print("drama: interrupted", file=sys.stderr)
         sys.exit(130)

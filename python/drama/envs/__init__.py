@@ -23,7 +23,7 @@ from drama.envs.making import (
 from drama.envs.processes import WorkerDied
 from drama.envs.small import Catch
 from drama.envs.vector import VectorEnv
-from drama.envs.worker import EnvError
+from drama.envs.worker import EnvError, failing
 
 register()
 
@@ -37,6 +37,7 @@ __all__ = [
     "WorkerDied",
     "atari_games",
     "env_maker",
+    "failing",
     "game_names",
     "given_name",
     "interface_of",

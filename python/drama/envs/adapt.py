@@ -25,6 +25,10 @@ SLACK = 1e-3
 Convert = Callable[[Any], NDArray[Any]]
 
 
+class NotInSpace(ValueError):
+    """An environment gave what it says that it does not give, or a number that is none."""
+
+
 class Adapter:
     """Turns observations of one environment into parts, and actions back into its own, as `interface` names them.
 
@@ -135,6 +139,11 @@ class Adapter:
                 f"{label}[{i}]={s + j}" for i, (s, n) in enumerate(zip(starts, counts, strict=True)) for j in range(n)
             ]
             return names, lambda x: _one_hots(np.asarray(x).flatten(), starts, counts)
+        if isinstance(leaf, spaces.Box) and _is_image(spaces.Box(0, 255, leaf.shape, np.uint8)):
+            raise ValueError(
+                f"observation space: {name or 'the observation'} of {self._name} has the shape of an image,"
+                f" {leaf.shape}, but no bounds; give its Box low=0 and high=255 (or 1)"
+            )
         if isinstance(leaf, spaces.MultiBinary | spaces.Box) and leaf.dtype is not None:
             size = int(np.prod(leaf.shape))
             names = [label] if size == 1 else [f"{label}[{i}]" for i in range(size)]
@@ -184,18 +193,18 @@ class Adapter:
         where = f"observation{f' {name!r}' if name else ''} at step {step} of the episode"
         array = np.asarray(value)
         if array.shape != (leaf.shape or ()):
-            raise ValueError(f"{where}: got shape {array.shape}, expected {leaf.shape}")
+            raise NotInSpace(f"{where}: got shape {array.shape}, expected {leaf.shape}")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ValueError(f"{where}: holds a value that is not a finite number")
+            raise NotInSpace(f"{where}: holds a value that is not a finite number")
         if isinstance(leaf, spaces.Discrete | spaces.MultiDiscrete):
             if not leaf.contains(value) and not leaf.contains(array.astype(leaf.dtype)):
-                raise ValueError(f"{where}: {value!r} is not in its space {leaf}")
+                raise NotInSpace(f"{where}: {value!r} is not in its space {leaf}")
         elif self._config.check and isinstance(leaf, spaces.Box) and leaf.dtype != np.uint8:
             slack = SLACK * (1 + np.maximum(np.abs(np.nan_to_num(leaf.low)), np.abs(np.nan_to_num(leaf.high))))
             with np.errstate(over="ignore"):
                 outside = (array < leaf.low - slack) | (array > leaf.high + slack)
             if outside.any():
-                raise ValueError(
+                raise NotInSpace(
                     f"{where}: {array[outside][0]} is outside of its space, from {leaf.low[outside][0]} to"
                     f" {leaf.high[outside][0]}; --env.no-check lets it pass"
                 )
@@ -217,6 +226,9 @@ class Adapted(gymnasium.Env[Any, Any]):
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], config: EnvConfig, name: str) -> None:
+        for space_name in ("observation_space", "action_space"):
+            if not isinstance(getattr(env, space_name, None), spaces.Space):
+                raise ValueError(f"game: {name} has no {space_name}, which tells what it shows and takes")
         self._env, self._config = env, config
         self.metadata, self.render_mode, self.spec = env.metadata, env.render_mode, env.spec
         space = _rendered_space(env, name) if config.render else env.observation_space
@@ -252,7 +264,7 @@ class Adapted(gymnasium.Env[Any, Any]):
             self._steps += 1
             reward = float(reward)
             if not math.isfinite(reward):
-                raise ValueError(f"reward at step {self._steps} of the episode: {reward} is not a finite number")
+                raise NotInSpace(f"reward at step {self._steps} of the episode: {reward} is not a finite number")
             total += reward
             lives = int(info.get("lives", 0))
             lost |= bool(info.get("life_lost", lives < self._lives))
@@ -262,7 +274,8 @@ class Adapted(gymnasium.Env[Any, Any]):
         if config.clip_rewards:
             total = float(np.sign(total))
         ended = bool(terminated) or (config.life_loss_terminal and lost)
-        return self._seen(observation), total, ended, bool(truncated), {"lives": self._lives, "life_lost": lost}
+        truncated = bool(truncated) or (0 < config.max_steps <= self._steps and not ended)
+        return self._seen(observation), total, ended, truncated, {"lives": self._lives, "life_lost": lost}
 
     def render(self) -> Any:
         """The environment's own picture; None if it has none."""

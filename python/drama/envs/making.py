@@ -78,7 +78,7 @@ def env_maker(game: str, config: EnvConfig | None = None, *, pictures: bool = Fa
     for module in config.imports:
         _import(module, "env.imports")
     if (known := known_game(game)) is not None:
-        for option in ("kwargs", "without", "render", "action_repeat"):
+        for option in ("kwargs", "without", "render", "action_repeat", "max_steps"):
             if (value := getattr(config, option)) != getattr(EnvConfig(), option):
                 raise ValueError(f"env.{option}: {value} is an option of Gymnasium environments; {known} has none")
         return functools.partial(SMALL[known] if known in SMALL else functools.partial(AtariEnv, known), config)
@@ -114,6 +114,11 @@ def _make_inner(game: str, config: EnvConfig, pictures: bool) -> MakeEnv:
         for name in attribute.split("."):
             names = [n for n, value in vars(found).items() if callable(value) and not n.startswith("_")]
             found = getattr(found, name, None)
+            if found is None and module == "__main__":
+                raise ValueError(
+                    f"game: {attribute} was defined in a script, and only that script knows it: put it into a module,"
+                    " and name it module:function, or use the run from the script itself (drama.load, Run.evaluate)"
+                )
             if found is None:
                 if attribute in gymnasium.registry:
                     return functools.partial(_registered, gymnasium.spec(attribute), pictures, kwargs)

@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 # which would run the main script again.
 BOOT = """\
 import json, sys
-sys.path[:] = json.loads(sys.argv[1])
+_, known, *numbers = sys.argv
+sys.path[:], sys.argv[:] = json.loads(known)
 from drama.envs.worker import main
-main(int(sys.argv[2]), int(sys.argv[3]))
+main(*map(int, numbers))
 """
 POLL_SECONDS = 0.1
 
@@ -82,7 +83,7 @@ class Worker:
             try:
                 with clear_mpi_env_vars():
                     self.process = subprocess.Popen(
-                        [os.fsdecode(get_executable()), "-c", BOOT, json.dumps(sys.path), *numbers],
+                        [os.fsdecode(get_executable()), "-c", BOOT, json.dumps([sys.path, sys.argv]), *numbers],
                         pass_fds=(theirs.fileno(), fd),
                         stdin=subprocess.DEVNULL,
                     )

@@ -38,6 +38,12 @@ class EnvError(RuntimeError):
         self.env_id = env_id
         self.text = text
 
+    @property
+    def reason(self) -> str:
+        """The exception in one line."""
+        last = self.text.strip().splitlines()[-1]
+        return last.removeprefix("drama.envs.adapt.NotInSpace: ")
+
     def __reduce__(self) -> tuple[type[EnvError], tuple[int, str]]:
         return EnvError, (self.env_id, self.text)
 

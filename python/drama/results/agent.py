@@ -68,8 +68,11 @@ class Agent:
             model = self._learner.world_model
             self._player, self._count = Player(model, self._learner.agent, count, greedy=self._greedy), count
             first = np.ones(count, np.bool_) if first is None else first
+        given = np.asarray(False if first is None else first)
+        if given.shape not in ((), (count,)):
+            raise ValueError(f"first: got shape {given.shape} for the observations of {count} environments")
         flags = np.zeros(count, np.bool_)
-        flags[:] = False if first is None else first
+        flags[:] = given
         batch = {name: np.stack([row[name] for row in rows]) for name in self.interface.observation}
         actions = self._player.act(batch, flags)
         if self._adapter is None:

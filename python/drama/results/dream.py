@@ -13,7 +13,7 @@ from torch import Tensor
 from drama.agent.imagination import dream
 from drama.agent.player import Player
 from drama.config import Config
-from drama.envs import make_env
+from drama.envs import failing, make_env
 from drama.models.observation import Parts
 from drama.results.evaluation import load_learner
 from drama.training.learner import Learner
@@ -46,7 +46,8 @@ class RealPlay:
             batch = {name: array[None] for name, array in self._obs.items()}
             action = self._player.act(batch, np.array([self._first]))[0]
             rows.append((self._obs, action, self._first))
-            observation, _, terminated, truncated, _ = self.env.step(action)
+            with failing(0):
+                observation, _, terminated, truncated, _ = self.env.step(action)
             self._first = bool(terminated or truncated)
             if self._first:
                 observation, _ = self.env.reset()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from drama.agent.player import Player
 from drama.config import Config
-from drama.envs import AtariEnv, known_game, make_env
+from drama.envs import AtariEnv, failing, known_game, make_env
 from drama.interface import Continuous, Interface, Observations
 from drama.results.dream import RealPlay
 from drama.results.evaluation import load_learner, scored
@@ -54,7 +54,8 @@ def watch(run: Path, *, episodes: int, greedy: bool | None, seed: int, device: s
             batch = {name: array[None] for name, array in parts.items()}
             action = player.act(batch, np.array([step == 0]))[0]
             yield Played(_picture(env, interface, parts), episode, step, score, interface.meaning(action))
-            observation, reward, terminated, truncated, _ = env.step(action)
+            with failing(0):
+                observation, reward, terminated, truncated, _ = env.step(action)
             ended = bool(terminated or truncated)
             score += float(reward)
             step += 1

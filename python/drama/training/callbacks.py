@@ -53,6 +53,12 @@ class Callbacks:
         for callback in callbacks:
             if not isinstance(callback, Callback):
                 raise TypeError(f"callbacks: got {callback!r}, expected instances of drama.Callback")
+            for name in dir(callback):
+                if name.startswith("on_") and not hasattr(Callback, name):
+                    known = [hook for hook in dir(Callback) if hook.startswith("on_")]
+                    raise TypeError(
+                        f"callbacks: {type(callback).__name__} has {name}, which nothing calls; there are {known}"
+                    )
         self._callbacks = list(callbacks)
         self._started: list[Callback] = []
 

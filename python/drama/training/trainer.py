@@ -30,6 +30,7 @@ from drama.training.learner import Learner
 from drama.training.metrics import JsonLines, TensorBoard
 from drama.training.pictures import dream_strip, dream_video
 from drama.training.updater import Updater, not_finite
+from drama.training.weights import WEIGHTS
 
 DREAM_ROWS, DREAM_STEPS = 4, 48
 SHARE = 0.01
@@ -88,6 +89,8 @@ class Trainer:
             self.recent: deque[float] = deque(maxlen=10)
             """Returns of the last episodes."""
             self._stop = False
+            self.signal: int | None = None
+            """The signal that has ended the run, if one has."""
             folder = checkpoint.latest(self.run) if resume and checkpoint.list_checkpoints(self.run) else None
             self.replay = (
                 make_replay(config, self.interface) if folder is None else ReplayBuffer.load(folder / "replay")
@@ -114,12 +117,15 @@ class Trainer:
         run = Path(run)
         if not run.is_dir():
             raise ValueError(f"{run}: no such run folder")
-        config = Config.load(run / "config.json")
+        before = config = Config.load(run / "config.json")
+        if not checkpoint.list_checkpoints(run) and (run / WEIGHTS).exists():
+            raise ValueError(f"{run}: an export has no optimizers and no replay to go on with; resume the run it is of")
         if steps is not None:
             config = dataclasses.replace(config, steps=steps)
-            config.validate()
+        trainer = Trainer(config, run, callbacks=callbacks, resume=True)
+        if config != before:  # only once it is sure that it can go on
             write_atomically(run / "config.json", config.to_json())
-        return Trainer(config, run, callbacks=callbacks, resume=True)
+        return trainer
 
     def train(self) -> bool:
         """Train to the last step, or until `stop`, SIGINT, SIGTERM or SIGHUP; saves a checkpoint either way.
@@ -251,7 +257,8 @@ class Trainer:
         self._updater.load_state_dict(state["updater"])
         self.step = state["step"]
         self.recent.extend(state["recent"])
-        if not self._collector.load_state_dict(state["collector"], self.config.seed + self.step):
+        exact = self._collector.load_state_dict(state["collector"], self.config.seed + self.step)
+        if not exact and self.step < self.config.steps:
             self.notes.append(
                 f"{self.config.game} cannot give its state, so the run goes on with new episodes; those that were"
                 " broken off count as truncated"
@@ -271,8 +278,7 @@ class Trainer:
 
     def _env_failed(self, error: EnvError) -> EnvFailed:
         self.save(broken=True)
-        last = error.text.strip().splitlines()[-1]
-        return EnvFailed(f"environment {error.env_id} failed after step {self.step}: {last}; {self._way_on()}")
+        return EnvFailed(f"environment {error.env_id} failed after step {self.step}: {error.reason}; {self._way_on()}")
 
     def _refuse_infinite(self, means: dict[str, float]) -> None:
         """Raise FloatingPointError if a loss is not finite; it names the parts of the first such loss that are not."""
@@ -296,7 +302,7 @@ class Trainer:
             return
 
         def stop(signum: int, frame: Any) -> None:  # noqa: ARG001
-            self._stop = True
+            self._stop, self.signal = True, signum
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
         signals = [signal.SIGINT, signal.SIGTERM]

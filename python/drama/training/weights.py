@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from drama.training.learner import Learner
@@ -28,7 +28,7 @@ def save_weights(folder: Path, learner: Learner, step: int) -> Path:
             half = id(value) in halves
             tensors[f"{name}.{key}"] = value.detach().cpu().to(torch.float16 if half else value.dtype).contiguous()
     path = folder / WEIGHTS
-    save_file(tensors, path, {"format": VERSION, "step": str(step)})
+    path.write_bytes(save(tensors, {"format": VERSION, "step": str(step)}))
     return path
 
 
