@@ -661,7 +661,10 @@ def _vector() -> Config:
             vector=VectorConfig(units=128, layers=2),
             latent=LatentConfig(variables=16, classes=16),
             sequence=dataclasses.replace(cpu.world_model.sequence, width=64),
+            vector_scale=10.0,
         ),
+        # Where nothing is left to gain, a large bonus makes the policy forget what it can.
+        agent=dataclasses.replace(cpu.agent, discount=0.995, entropy=3e-4),
         train=dataclasses.replace(
             cpu.train,
             agent_start=0,
