@@ -296,6 +296,8 @@ class TrainConfig:
     """Learning rate of actor and critic (LaProp)."""
     warmup_updates: int = 1000
     """Updates over which both learning rates rise linearly."""
+    cooldown: float = 0.0
+    """Share of the run, at its end, over which both learning rates fall linearly to a twentieth; 0 as published."""
     statistics_frames: int = 0
     """Frames of the replay on which batch norm's statistics are taken anew after each update of the world model: what
     acts and imagines is then what learned. 0 keeps running means over past batches, as published, which at high rates
@@ -389,6 +391,7 @@ class Config:
                 self.env.frame_stack == 1
             ),
             f"train.context: {t.context} must be at least 2": t.context >= 2,
+            f"train.cooldown: {t.cooldown} must be from 0 to 1": 0 <= t.cooldown <= 1,
             f"agent.unimix: {self.agent.unimix} must be at least 0 and below 1": 0 <= self.agent.unimix < 1,
             f"train.batch_length: {t.batch_length} must be at least train.context = {t.context}, as imaginations start"
             " in these sequences (train.imagine_from)": t.imagine_from == "replay" or t.batch_length >= t.context,
@@ -674,6 +677,8 @@ def _vector() -> Config:
             batch_length=32,
             imagination_batch=128,
             horizon=15,
+            dfs_temperature=10.0,  # old failures must not be forgotten
+            cooldown=0.4,
             world_model_lr=1e-3,
             warmup_updates=100,
             statistics_frames=0,

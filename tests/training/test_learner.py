@@ -22,7 +22,7 @@ from drama.interface import LONE
 from drama.models.observation import Parts
 from drama.models.world_model import Batch, Belief
 from drama.runtime.recording import Recorded
-from drama.training.learner import Learner, difference, shifted
+from drama.training.learner import Learner, Schedule, difference, shifted
 from helpers import frames
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -297,3 +297,30 @@ def test_more_places_than_the_sequences_have_are_refused() -> None:
     train = dataclasses.replace(config.train, imagine_from="batch", batch_length=4, batch_size=15)
     with pytest.raises(ValueError, match="16 is more than the 15 places"):
         dataclasses.replace(config, train=train).validate()
+
+
+def test_rates_rise_at_first_and_fall_at_the_end() -> None:
+    factors = [Schedule(warmup=4, updates=100, cooldown=0.4)(update) for update in range(110)]
+    assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert factors[4:61] == [1.0] * 57
+    assert factors[80] == pytest.approx(0.5)
+    assert factors[100:] == [0.05] * 10  # and stay small in a run that goes on
+    assert [Schedule(0, 100, 0.0)(update) for update in (0, 99, 200)] == [1.0] * 3
+
+
+def test_the_agents_rates_fall_as_late_as_it_starts() -> None:
+    """With the rate of the last update of a run, after as many as there are."""
+    config = preset("debug")
+    train = dataclasses.replace(config.train, cooldown=0.5, agent_start=90, warmup_updates=0)
+    learner = Learner(dataclasses.replace(config, train=train), frames(config), CPU)
+    rates: dict[str, list[float]] = {}
+    for name, updates in (("world_model", 14), ("agent", 7)):
+        optimizer = learner._optimizers[name]
+        rates[name] = []
+        for parameter in optimizer._parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        for _ in range(updates):
+            rates[name].append(float(optimizer._schedule.get_last_lr()[0]))
+            optimizer.step()
+        assert rates[name][0] == getattr(train, f"{name}_lr")
+        assert rates[name][-1] == pytest.approx(rates[name][0] / (updates / 2))

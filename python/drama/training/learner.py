@@ -24,6 +24,9 @@ from drama.runtime.device import keep_freed_memory, resolve_precision
 from drama.runtime.recording import Recorded
 from drama.training.laprop import LaProp
 
+LEAST_RATE = 0.05
+"""Factor to which learning rates fall."""
+
 
 class Descent(NamedTuple):
     """What a network makes of a batch, detached."""
@@ -67,11 +70,16 @@ class Learner:
         if wants_compiling(config, device):
             self._imagine_step = Compiled("imagined step", imagine_step)
         train = config.train
+        first = {"world_model": train.start_step, "agent": max(train.start_step, train.agent_start)}
+        schedules = {
+            name: Schedule(train.warmup_updates, (config.steps - step) // train.train_every, train.cooldown)
+            for name, step in first.items()
+        }
         self._optimizers = {
             "world_model": _Optimizer(
-                self.world_model, train.world_model_lr, train.world_model_clip, train.warmup_updates
+                self.world_model, train.world_model_lr, train.world_model_clip, schedules["world_model"]
             ),
-            "agent": _Optimizer(self.agent, train.agent_lr, train.agent_clip, train.warmup_updates),
+            "agent": _Optimizer(self.agent, train.agent_lr, train.agent_clip, schedules["agent"]),
         }
 
     def to_batch(self, sample: dict[str, NDArray[Any]]) -> Batch:
@@ -263,14 +271,29 @@ def _misfit(model: WorldModel, state: dict[str, Any], error: Exception) -> str:
     return str(error).replace("\n", " ")
 
 
-class _Optimizer:
-    """LaProp with linear warm-up and gradient-norm clipping."""
+class Schedule(NamedTuple):
+    """The learning rate of each update, as a factor."""
 
-    def __init__(self, module: nn.Module, lr: float, clip: float, warmup: int) -> None:
+    warmup: int  # updates over which it rises
+    updates: int  # of the whole run
+    cooldown: float  # share of them, at the end, over which it falls
+
+    def __call__(self, update: int) -> float:
+        rising = min(1.0, (update + 1) / max(1, self.warmup))
+        last = self.cooldown * self.updates
+        if not last or update < self.updates - last:
+            return rising
+        return rising * max(LEAST_RATE, (self.updates - update) / last)
+
+
+class _Optimizer:
+    """LaProp with a schedule and gradient-norm clipping."""
+
+    def __init__(self, module: nn.Module, lr: float, clip: float, schedule: Schedule) -> None:
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._clip = clip
         self._optimizer = LaProp(self._parameters, lr=lr)
-        self._schedule = LambdaLR(self._optimizer, lambda update: min(1.0, (update + 1) / max(1, warmup)))
+        self._schedule = LambdaLR(self._optimizer, lambda update: schedule(update))  # a tuple would be several
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
