@@ -125,20 +125,22 @@ def test_an_agent_acts_on_what_the_environment_shows(run: drama.Run) -> None:
 
 
 def test_the_memory_is_the_agents(tmp_path: Path) -> None:
-    """The same observations after another past give other actions; after `reset` those of a new agent."""
+    """The same observations after another past give other actions; two agents of one seed are alike."""
     done = quickly("Pendulum-v1", tmp_path / "run")
-    agent = drama.load(done.path, device="cpu", greedy=True)
     seen = [np.array([np.cos(x), np.sin(x), x], np.float32) for x in np.linspace(-1, 1, 6)]
-    import torch
 
     def play(first: list[bool]) -> list[float]:
-        torch.manual_seed(0)
+        agent = drama.load(done.path, device="cpu", greedy=True)
         return [float(agent.act(o, f)[0]) for o, f in zip(seen, first, strict=True)]
 
     start = play([True] + [False] * 5)
-    agent.reset()
     assert play([True] + [False] * 5) == start
     assert play([True] * 6) != start
+    agent = drama.load(done.path, device="cpu", greedy=True)
+    assert float(agent.act(seen[0])[0]) == start[0]
+    agent.act(seen[1])
+    agent.reset()
+    assert agent._player is None
 
 
 def test_an_observation_that_does_not_fit_is_named(run: drama.Run) -> None:
@@ -551,3 +553,135 @@ def test_flags_of_another_number_of_environments_are_refused(run: drama.Run) -> 
     env = Mixed() if "Mixed" in agent.config.game else gymnasium.make(agent.config.game)
     with pytest.raises(ValueError, match=r"first: got shape \(3,\) for the observations of 1"):
         agent.act(env.reset()[0], np.zeros(3, np.bool_))
+
+
+def test_an_export_runs_no_code(tmp_path: Path) -> None:
+    """Its config may name anything: to load it imports nothing, and to play it wants to be trusted."""
+    from drama.results.export import export_run
+
+    path = tmp_path / "run"
+    quickly(Mixed, path, steps=80)
+    out = export_run(path, tmp_path / "out")
+    (tmp_path / "evil_world.py").write_text("raise SystemExit('imported')")
+    config = (out / "config.json").read_text().replace("test_api:Mixed", "evil_world:make")
+    (out / "config.json").write_text(config)
+    sys.path.insert(0, str(tmp_path))
+    try:
+        agent = drama.load(out, device="cpu")
+        parts = {name: np.zeros(part.shape, part.dtype) for name, part in agent.interface.observation.items()}
+        assert agent.act(parts, True).shape == (2,)
+        for use in (
+            lambda: evaluate_run(out, episodes=1, device="cpu"),
+            lambda: dream_run(out, steps=8, context=3, skip=2, seed=0, device="cpu"),
+            lambda: list(watch(out, episodes=1, greedy=None, seed=0, device="cpu")),
+        ):
+            with pytest.raises(ValueError, match=r"import and run evil_world:make.*--trust"):
+                use()
+        with pytest.raises(SystemExit, match="imported"):
+            evaluate_run(out, episodes=1, device="cpu", trust=True)
+    finally:
+        sys.path.remove(str(tmp_path))
+    given = drama.load(out, device="cpu", env=Mixed)
+    assert Mixed.action_space.contains(given.act(Mixed().reset(seed=0)[0], True))
+
+
+def test_functions_of_one_name_stay_apart(tmp_path: Path) -> None:
+    """Each run is evaluated in its own environment, and goes on in it."""
+    import functools
+
+    class Paying(gymnasium.Env[Any, Any]):
+        observation_space = spaces.Box(-1, 1, (2,), np.float32)
+        action_space = spaces.Discrete(2)
+
+        def __init__(self, pay: float) -> None:
+            self.pay = pay
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            super().reset(seed=seed, options=options)
+            self.steps = 0
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action: Any) -> Any:
+            del action
+            self.steps += 1
+            return np.zeros(2, np.float32), self.pay, self.steps == 5, False, {}
+
+    makers = [functools.partial(Paying, pay) for pay in (1.0, 100.0)]
+    runs = [quickly(make, tmp_path / str(i), steps=70) for i, make in enumerate(makers)]
+    assert [run.evaluate(1)["mean"] for run in runs] == [5.0, 500.0]
+    again = drama.train(makers[1], run=tmp_path / "1", steps=80, resume=True, progress=False)
+    assert again.evaluate(1)["mean"] == 500.0
+
+
+def test_agents_neither_take_nor_change_random_numbers(run: drama.Run) -> None:
+    import torch
+
+    env = Mixed() if "Mixed" in run.load(device="cpu").config.game else None
+    observation = (env or gymnasium.make(run.load(device="cpu").config.game)).reset(seed=0)[0]
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    one = run.load(device="cpu")
+    alone = [np.asarray(one.act(observation, True)).tolist() for _ in range(8)]
+    evaluate_run(run.path, episodes=1, seed=3, device="cpu")
+    assert torch.equal(torch.rand(3), expected)
+    one, other = run.load(device="cpu"), run.load(device="cpu", seed=5)
+    beside = []
+    for _ in range(8):
+        beside.append(np.asarray(one.act(observation, True)).tolist())
+        other.act(observation, True)
+    assert beside == alone
+
+
+def test_a_refused_resume_leaves_the_run_as_it_is(tmp_path: Path) -> None:
+    from drama.files import locked
+
+    path = tmp_path / "run"
+    quickly("CartPole-v1", path, steps=80)
+    before = (path / "config.json").read_text()
+    with locked(path), pytest.raises(ValueError, match="is training in this folder"):
+        drama.train("CartPole-v1", run=path, steps=999, resume=True, progress=False)
+    with pytest.raises(ValueError, match=r"steps: .* has gone to step 80 already, which is more than 70"):
+        Trainer.resume(path, steps=70)
+    assert (path / "config.json").read_text() == before
+
+
+def test_a_failure_at_a_checkpoint_can_be_gone_on_from(tmp_path: Path) -> None:
+    class Breaking(gymnasium.Env[Any, Any]):
+        observation_space = spaces.Box(0, np.inf, (1,), np.float32)
+        action_space = spaces.Discrete(2)
+        breaks = True
+        count = 0
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            super().reset(seed=seed, options=options)
+            self.count = 0
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action: Any) -> Any:
+            del action
+            self.count += 1
+            if self.count == 81 and self.breaks:
+                raise OverflowError("too far")
+            return np.array([self.count], np.float32), 0.0, False, False, {}
+
+        def get_state(self) -> int:
+            return self.count
+
+        def set_state(self, state: int) -> None:
+            self.count = state
+
+    path = tmp_path / "run"
+    with pytest.raises(EnvFailed):
+        quickly(Breaking, path, steps=120, **{"log.checkpoint_every": 80})
+    assert drama.train(Breaking, run=path, resume=True, progress=False).finished  # in a new episode of fewer steps
+
+
+def test_numpy_numbers_are_numbers(tmp_path: Path) -> None:
+    options = {"train.agent_lr": np.float32(1e-3), "seed": np.int64(3)}
+    assert quickly("CartPole-v1", tmp_path / "run", steps=int(np.int64(70)), **options).finished
+
+
+def test_a_sequence_no_longer_than_its_context_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"train\.batch_length: 4 must be more than train\.context = 4"):
+        make_config("CartPole-v1", "debug", {"train.batch_length": 4})

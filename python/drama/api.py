@@ -13,7 +13,7 @@ import gymnasium
 import torch
 
 from drama.config import Config, preset, with_options
-from drama.envs import given_name, interface_of, known_game
+from drama.envs import give, given_name, interface_of, known_game
 from drama.envs.making import SMALL
 from drama.results.agent import Agent, load
 from drama.results.evaluation import evaluate_run
@@ -88,9 +88,12 @@ def train(
     if resume and (path.is_dir() or resume is True):
         if options:
             raise ValueError("options: a run that is resumed keeps its config, but for its steps")
+        of = Config.load(path / "config.json").game
+        if (known_game(name) or name).partition("~")[0] != of.partition("~")[0]:
+            raise ValueError(f"env: {path} is a run in {of}, not in {name}")
+        if not isinstance(env, str):
+            give(of, env)
         trainer = Trainer.resume(path, steps, callbacks=shown)
-        if (known_game(name) or name) != trainer.config.game:
-            raise ValueError(f"env: {path} is a run in {trainer.config.game}, not in {name}")
     else:
         trainer = Trainer(make_config(name, preset, chosen)[0], path, callbacks=shown)
     finished = trainer.train()

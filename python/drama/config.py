@@ -391,6 +391,9 @@ class Config:
                 self.env.frame_stack == 1
             ),
             f"train.context: {t.context} must be at least 2": t.context >= 2,
+            f"train.batch_length: {t.batch_length} must be more than train.context = {t.context}, to draw dreams": (
+                t.batch_length > t.context
+            ),
             f"train.cooldown: {t.cooldown} must be from 0 to 1": 0 <= t.cooldown <= 1,
             f"agent.unimix: {self.agent.unimix} must be at least 0 and below 1": 0 <= self.agent.unimix < 1,
             f"train.batch_length: {t.batch_length} must be at least train.context = {t.context}, as imaginations start"
@@ -437,7 +440,7 @@ class Config:
         """Read what `to_json` wrote. Missing fields have their defaults; raises ValueError for an unknown one."""
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"not JSON: {error}") from error
         return _structure(Config, values, "")
 
@@ -711,6 +714,7 @@ def with_options(config: Config, options: Mapping[str, Any]) -> Config:
     Raises ValueError for a field that there is none of; the message names the nearest ones.
     """
     for name, value in options.items():
+        value = value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") else value
         config = _replaced(config, name, name.split("."), value)
     return config
 

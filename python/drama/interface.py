@@ -156,6 +156,8 @@ class Interface:
         """Read what `to_json` wrote. Raises ValueError if it is something else."""
         try:
             values = json.loads(text)
+            if not all(name.isidentifier() and name.startswith(LONE) for name in values["observation"]):
+                raise ValueError(f"names {list(values['observation'])}")
             observation: dict[str, Part] = {
                 name: Image(_sizes(part["image"], 3)) if "image" in part else Vector(tuple(map(str, part["vector"])))  # type: ignore[arg-type]
                 for name, part in values["observation"].items()
@@ -166,7 +168,7 @@ class Interface:
             else:
                 action = Continuous(*_sizes([values["action"]["continuous"]]))
             return cls(observation, action, tuple(map(str, values["meanings"])))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise ValueError(f"not the interface of an environment: {type(error).__name__} {error}") from error
 
     @classmethod
@@ -182,7 +184,7 @@ class Interface:
 
 def _sizes(values: Any, count: int | None = None) -> tuple[int, ...]:
     sizes = tuple(values)
-    limit = 2**24  # nothing that a file says may ask for all the memory
+    limit = 2**22 if count == 3 else 2**16  # nothing that a file says may ask for all the memory
     whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)
     if not sizes or not whole or math.prod(sizes) > limit or len(sizes) != (count or len(sizes)):
         raise ValueError(f"{values!r} are no sizes")

@@ -439,3 +439,39 @@ def test_an_environment_without_spaces_is_refused() -> None:
 
     with pytest.raises(ValueError, match="Bare has no observation_space"):
         Adapted(Bare(), SMALL, "Bare")
+
+
+def test_scaled_actions_stay_in_their_space() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        low, high = np.sort(random.normal(scale=10.0 ** random.integers(-3, 6), size=2)).astype(np.float32)
+        space = spaces.Box(low, high, (1,), np.float32)
+        inner = Shown(spaces.Box(0, 1, (2,), np.float32), space, np.zeros(2, np.float32))
+        env = Adapted(inner, SMALL, "Mine")
+        env.reset()
+        for action in (-1.0, 1.0, 0.3):
+            env.step(np.array([action], np.float32))
+            assert space.contains(inner.got[-1]), (low, high, action)
+    most = np.finfo(np.float32).max
+    inner = Shown(
+        spaces.Box(0, 1, (2,), np.float32), spaces.Box(-most, most, (1,), np.float32), np.zeros(2, np.float32)
+    )
+    env = Adapted(inner, SMALL, "Mine")
+    env.reset()
+    env.step(np.ones(1, np.float32))
+    assert inner.got[-1] == most
+
+
+def test_bytes_in_an_image_of_fractions_are_fractions() -> None:
+    space = spaces.Box(0.0, 1.0, (32, 32, 1), np.float32)
+    assert (parts(adapted(space, np.ones((32, 32, 1), np.uint8)))["obs"] == 255).all()
+
+
+def test_lives_that_are_not_told_of_again_are_not_lost() -> None:
+    class Once(Shown):
+        def reset(self, **_: Any) -> Any:
+            return self.shown, {"lives": 3}
+
+    env = Adapted(Once(spaces.Box(0, 1, (2,), np.float32), BUTTONS, np.zeros(2, np.float32)), SMALL, "Mine")
+    env.reset()
+    assert env.step(0)[4] == {"lives": 3, "life_lost": False}

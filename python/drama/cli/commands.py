@@ -149,6 +149,8 @@ class EvalArgs:
     """Seed of the environments and of the sampling."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    trust: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Import what an export names to make its environment."""
     json: bool = False
     """Print the whole result as JSON."""
 
@@ -183,6 +185,8 @@ class DreamArgs:
     """Seed of the environment and of the sampling."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    trust: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Import what an export names to make its environment."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +219,8 @@ class PlayArgs:
     """Seed of the game and of the sampling."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    trust: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Import what an export names to make its environment."""
 
 
 @dataclass(frozen=True)
@@ -304,6 +310,7 @@ def eval(args: Sequence[str]) -> int:
             seed=parsed.seed,
             device=parsed.device,
             told=told,
+            trust=parsed.trust,
         )
     if parsed.json:
         print(json.dumps(result, indent=2))
@@ -359,12 +366,19 @@ def play(args: Sequence[str]) -> int:
     check_loadable(parsed.run)
     fps = frames_per_second(Config.load(parsed.run / "config.json"), parsed.speed)
     if parsed.dream:
-        world = Dream(parsed.run, seed=parsed.seed, device=parsed.device)
+        world = Dream(parsed.run, seed=parsed.seed, device=parsed.device, trust=parsed.trust)
         with Window(f"{world.config.game}, dreamt") as window:
             play_dream(world, window, fps)
         print(f"score {world.score:.1f} after {world.steps} dreamt steps")
         return 0
-    steps = watch(parsed.run, episodes=parsed.episodes, greedy=parsed.greedy, seed=parsed.seed, device=parsed.device)
+    steps = watch(
+        parsed.run,
+        episodes=parsed.episodes,
+        greedy=parsed.greedy,
+        seed=parsed.seed,
+        device=parsed.device,
+        trust=parsed.trust,
+    )
     if parsed.out is None:
         with Window(str(parsed.run)) as window:
             play_agent(steps, window, fps)
@@ -522,7 +536,13 @@ def _write_dream(args: DreamArgs) -> None:
         raise ValueError(f"out: {out} must end in .gif, .mp4 or .png")
     _check_folder(out)
     video = dream_run(
-        args.run, steps=args.steps, context=args.context, skip=args.skip, seed=args.seed, device=args.device
+        args.run,
+        steps=args.steps,
+        context=args.context,
+        skip=args.skip,
+        seed=args.seed,
+        device=args.device,
+        trust=args.trust,
     )
     out.write_bytes(encode_picture(dream_strip(video)) if out.suffix == ".png" else encode_video(video, out.suffix))
     print(f"dream: {out}")

@@ -9,8 +9,10 @@ from drama.envs.adapt import Adapted, read_interface
 from drama.envs.atari import AtariEnv, atari_games
 from drama.envs.frames import FrameEnv
 from drama.envs.making import (
+    MakeEnv,
     env_maker,
     game_names,
+    give,
     given_name,
     interface_of,
     known_game,
@@ -19,6 +21,7 @@ from drama.envs.making import (
     make_frames,
     make_vector,
     register,
+    runs_code,
 )
 from drama.envs.processes import WorkerDied
 from drama.envs.small import Catch
@@ -33,12 +36,14 @@ __all__ = [
     "Catch",
     "EnvError",
     "FrameEnv",
+    "MakeEnv",
     "VectorEnv",
     "WorkerDied",
     "atari_games",
     "env_maker",
     "failing",
     "game_names",
+    "give",
     "given_name",
     "interface_of",
     "known_game",
@@ -47,4 +52,5 @@ __all__ = [
     "make_frames",
     "make_vector",
     "read_interface",
+    "runs_code",
 ]

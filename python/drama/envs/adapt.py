@@ -176,10 +176,11 @@ class Adapter:
                     " gymnasium.wrappers.RescaleAction"
                 )
             low, high, kind = space.low, space.high, space.dtype
+            least, most = low.astype(np.float64), high.astype(np.float64)
 
             def scaled(action: Any) -> NDArray[Any]:
-                share = (np.clip(np.asarray(action, np.float32), -1, 1).reshape(low.shape) + 1) / 2
-                return (low + share * (high - low)).astype(kind)
+                share = (np.clip(np.asarray(action, np.float64), -1, 1).reshape(low.shape) + 1) / 2
+                return np.clip((least * (1 - share) + most * share).astype(kind), low, high)
 
             return Continuous(int(np.prod(space.shape))), scaled
         raise ValueError(
@@ -199,7 +200,7 @@ class Adapter:
         if isinstance(leaf, spaces.Discrete | spaces.MultiDiscrete):
             if not leaf.contains(value) and not leaf.contains(array.astype(leaf.dtype)):
                 raise NotInSpace(f"{where}: {value!r} is not in its space {leaf}")
-        elif self._config.check and isinstance(leaf, spaces.Box) and leaf.dtype != np.uint8:
+        elif self._config.check and isinstance(leaf, spaces.Box) and array.dtype != np.uint8:
             slack = SLACK * (1 + np.maximum(np.abs(np.nan_to_num(leaf.low)), np.abs(np.nan_to_num(leaf.high))))
             with np.errstate(over="ignore"):
                 outside = (array < leaf.low - slack) | (array > leaf.high + slack)
@@ -266,7 +267,7 @@ class Adapted(gymnasium.Env[Any, Any]):
             if not math.isfinite(reward):
                 raise NotInSpace(f"reward at step {self._steps} of the episode: {reward} is not a finite number")
             total += reward
-            lives = int(info.get("lives", 0))
+            lives = int(info.get("lives", self._lives))
             lost |= bool(info.get("life_lost", lives < self._lives))
             self._lives = lives
             if terminated or truncated:
@@ -386,16 +387,17 @@ def _read_image(leaf: spaces.Space[Any], config: EnvConfig) -> tuple[Image, Conv
     height, width, channels = (*shape[1:], shape[0]) if channels_first else shape
     low, high = float(leaf.low.min()), float(leaf.high.max())
     gray = config.grayscale and channels >= 3
+    is_bytes = leaf.dtype == np.uint8
 
     def convert(value: Any) -> NDArray[Any]:
         frame = np.asarray(value)
         if channels_first:
             frame = np.moveaxis(frame, 0, -1)
         frame = frame.reshape(height, width, channels)
-        if frame.dtype == np.uint8 and not gray and (height, width) == size:
+        if is_bytes and frame.dtype == np.uint8 and not gray and (height, width) == size:
             return np.ascontiguousarray(frame)
         x = frame.astype(np.float32)
-        if frame.dtype != np.uint8:
+        if not is_bytes:
             x = (x - low) * (255 / (high - low))
         if gray:
             x = (x[..., :3] @ LUMINANCE)[..., None]

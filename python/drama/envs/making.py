@@ -52,8 +52,18 @@ def given_name(make: MakeEnv) -> str:
         raise TypeError(f"env: got {type(make).__name__}, expected a name, or a function or class that makes one")
     function = make.func if isinstance(make, functools.partial) else make
     name = f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', type(function).__name__)}"
+    if "<" in name or make is not function:  # several may have this name: a lambda, a local function, a partial
+        number = 2
+        while name in _given and _given[name] is not make:
+            name = f"{name.partition('~')[0]}~{number}"
+            number += 1
     _given[name] = make
     return name
+
+
+def give(name: str, make: MakeEnv) -> None:
+    """Let `make` be what `name` stands for in this process, such as the environment of a run that goes on."""
+    _given[name] = make
 
 
 def make_env(game: str, config: EnvConfig | None = None, *, pictures: bool = False) -> gymnasium.Env[Any, Any]:
@@ -86,6 +96,11 @@ def env_maker(game: str, config: EnvConfig | None = None, *, pictures: bool = Fa
         if (value := getattr(config, option)) != getattr(EnvConfig(), option):
             raise ValueError(f"env.{option}: {value} is an option of Atari games; {game} has none")
     return functools.partial(_adapt, _make_inner(game, config, pictures or config.render), config, game)
+
+
+def runs_code(game: str, config: EnvConfig) -> bool:
+    """Whether making the environment imports what its name or config says, which may be anything."""
+    return bool(config.imports) or (known_game(game) is None and ":" in game and game not in _given)
 
 
 def interface_of(game: str, config: EnvConfig) -> Interface:

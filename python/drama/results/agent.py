@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from drama.agent.player import Player
 from drama.config import Config
-from drama.envs import Adapted, make_env
+from drama.envs import Adapted, MakeEnv, give, make_env, runs_code
 from drama.interface import Image, Interface
 from drama.results.evaluation import load_learner
+from drama.runtime.device import random_from
 
 
 class Agent:
@@ -25,25 +26,43 @@ class Agent:
         step: of the environment up to which it was trained.
     """
 
-    def __init__(self, run: Path, *, checkpoint: int | None = None, device: str = "auto", greedy: bool = False) -> None:
+    def __init__(
+        self,
+        run: Path,
+        *,
+        checkpoint: int | None = None,
+        device: str = "auto",
+        greedy: bool = False,
+        seed: int = 0,
+        env: MakeEnv | None = None,
+    ) -> None:
         self.config: Config
-        self.config, self._learner, self.step = load_learner(run, device, checkpoint)
+        self.config, self._learner, self.step = load_learner(run, device, checkpoint, trust=True)  # makes none
         self.interface: Interface = self._learner.world_model.interface
         self._greedy = greedy
+        with random_from(seed, self._learner.device):
+            self._random = _states(self._learner.device)
         self._player: Player | None = None
         self._count: int | None = None
         self._adapter = None
+        exported = not (run / "checkpoints").exists()
         try:
-            env = make_env(self.config.game, self.config.env)
+            if env is None and exported and runs_code(self.config.game, self.config.env):
+                return
+            if env is not None:
+                give(self.config.game, env)
+            made = make_env(self.config.game, self.config.env)
         except ValueError:  # not here: observations must come as the interface has them
+            if env is not None:
+                raise
             return
-        if isinstance(env, Adapted):
-            if env.interface != self.interface:
+        if isinstance(made, Adapted):
+            if made.interface != self.interface:
                 raise ValueError(
                     f"{run}: the agent has learned from another environment than {self.config.game} is now"
                 )
-            self._adapter = env.adapter
-        env.close()
+            self._adapter = made.adapter
+        made.close()
 
     def act(self, observation: Any, first: bool | NDArray[np.bool_] | None = None) -> Any:
         """The action for an observation of the environment, or those for a batch of several environments.
@@ -64,6 +83,8 @@ class Agent:
         """
         single, rows = self._rows(observation)
         count = len(rows)
+        if not count:
+            raise ValueError("observation: got that of no environment")
         if self._player is None or count != self._count:
             model = self._learner.world_model
             self._player, self._count = Player(model, self._learner.agent, count, greedy=self._greedy), count
@@ -74,7 +95,10 @@ class Agent:
         flags = np.zeros(count, np.bool_)
         flags[:] = given
         batch = {name: np.stack([row[name] for row in rows]) for name in self.interface.observation}
-        actions = self._player.act(batch, flags)
+        with random_from(0, self._learner.device):
+            _set_states(self._random)
+            actions = self._player.act(batch, flags)
+            self._random = _states(self._learner.device)
         if self._adapter is None:
             return actions[0] if single else actions
         native = [self._adapter.native(action) for action in actions]
@@ -107,7 +131,26 @@ class Agent:
         return False, [{name: array[i] for name, array in arrays.items()} for i in range(count)]
 
 
-def load(run: str | Path, *, checkpoint: int | None = None, device: str = "auto", greedy: bool = False) -> Agent:
+def _states(device: torch.device) -> list[torch.Tensor]:
+    """Torch's random states, on the CPU and on the device."""
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+
+
+def _set_states(states: list[torch.Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state(states[1])
+
+
+def load(
+    run: str | Path,
+    *,
+    checkpoint: int | None = None,
+    device: str = "auto",
+    greedy: bool = False,
+    seed: int = 0,
+    env: MakeEnv | None = None,
+) -> Agent:
     """Load the agent of a run, or of an exported folder.
 
     Args:
@@ -115,6 +158,9 @@ def load(run: str | Path, *, checkpoint: int | None = None, device: str = "auto"
         checkpoint: step of the checkpoint; None is the last.
         device: `auto`, `cpu` or `cuda`.
         greedy: the most probable actions instead of samples.
+        seed: of what the agent samples, which is its own: it neither takes torch's random numbers nor changes them.
+        env: a function or class that makes the environment. An export, which may be somebody else's, imports nothing to
+            make one; without it the agent takes and gives what `Agent.interface` says.
 
     Raises:
         ValueError: nothing can be read there.
@@ -122,5 +168,4 @@ def load(run: str | Path, *, checkpoint: int | None = None, device: str = "auto"
     path = Path(run)
     if not path.is_dir():
         raise ValueError(f"{path}: no such run folder")
-    torch.manual_seed(0)
-    return Agent(path, checkpoint=checkpoint, device=device, greedy=greedy)
+    return Agent(path, checkpoint=checkpoint, device=device, greedy=greedy, seed=seed, env=env)

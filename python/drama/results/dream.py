@@ -61,7 +61,9 @@ class RealPlay:
         return parts, tensor(actions), tensor(is_first)
 
 
-def dream_run(run: Path, *, steps: int, context: int, skip: int, seed: int, device: str = "auto") -> np.ndarray:
+def dream_run(
+    run: Path, *, steps: int, context: int, skip: int, seed: int, device: str = "auto", trust: bool = False
+) -> np.ndarray:
     """Play, then dream from the same frames: a video of real frames, reconstructions and the open-loop dream.
 
     Args:
@@ -71,6 +73,7 @@ def dream_run(run: Path, *, steps: int, context: int, skip: int, seed: int, devi
         skip: steps played before the first frame of the video.
         seed: seed of the environment and of the sampling.
         device: `auto`, `cpu` or `cuda`.
+        trust: import what an export names to make its environment.
 
     Returns:
         `[steps, height, width, 3]` uint8.
@@ -80,7 +83,7 @@ def dream_run(run: Path, *, steps: int, context: int, skip: int, seed: int, devi
     for name, value in (("skip", skip), ("seed", seed)):
         if value < 0:
             raise ValueError(f"{name}: {value} must not be negative")
-    config, learner, _ = load_learner(run, device)
+    config, learner, _ = load_learner(run, device, trust=trust)
     obs, actions, is_first = RealPlay(config, learner, seed).last(steps, of=skip + steps)
     model = learner.world_model
     return dream_video(model.interface, obs, *dream(model, obs, actions, is_first, context), context)

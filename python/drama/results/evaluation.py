@@ -10,33 +10,45 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from drama import __version__
 from drama.agent.player import Player
 from drama.config import Config
-from drama.envs import interface_of, make_frames
+from drama.envs import interface_of, known_game, make_frames, runs_code
 from drama.files import write_atomically
 from drama.interface import Interface
 from drama.results.scores import human_normalised, random_and_human
-from drama.runtime.device import resolve_device
+from drama.runtime.device import random_from, resolve_device
 from drama.training import checkpoint
 from drama.training.learner import Learner
 from drama.training.weights import WEIGHTS, load_weights
 
 
-def load_learner(run: Path, device: str = "auto", step: int | None = None) -> tuple[Config, Learner, int]:
+def load_learner(
+    run: Path, device: str = "auto", step: int | None = None, *, trust: bool = False
+) -> tuple[Config, Learner, int]:
     """The config, networks and step of a run's last checkpoint, or of the one at `step`, or of an export.
 
-    Raises ValueError if any of them cannot be read.
+    Raises ValueError if any of them cannot be read, or if it is an export, which may be somebody else's, whose
+    environment would import what its config names, without `trust`.
     """
     where = resolve_device(device)
     exported = step is None and not checkpoint.list_checkpoints(run) and (run / WEIGHTS).exists()
     folder = run if exported else checkpoint.latest(run) if step is None else checkpoint.at_step(run, step)
     config = Config.load(run / "config.json")
+    if exported and not trust and runs_code(config.game, config.env):
+        named = ", ".join([*config.env.imports, config.game])
+        raise ValueError(
+            f"{run}: to make its environment is to import and run {named}, as this export says; --trust (trust=True)"
+            " does so, for one whose origin you know"
+        )
     path = run / "interface.json"
+    if exported and not path.exists() and known_game(config.game) is None:
+        raise ValueError(f"{path}: the export lacks this file")
     interface = Interface.load(path) if path.exists() else interface_of(config.game, config.env)
-    learner = Learner(config, interface, where)
+    config.validate()
+    with random_from(0, where):  # its first weights are nobody's random numbers
+        learner = Learner(config, interface, where)
     if exported:
         return config, learner, load_weights(run, learner)
     state = checkpoint.load_state(folder, where)
@@ -81,8 +93,7 @@ def evaluate(
     interface, first = learner.world_model.interface, np.ones(count, np.bool_)
     returns, lengths = np.zeros(count), np.zeros(count, np.int64)
     records: list[dict[str, Any]] = []
-    torch.manual_seed(seed)
-    with closing(make_frames(config.game, count, scored(config).env)) as envs:
+    with random_from(seed, learner.device), closing(make_frames(config.game, count, scored(config).env)) as envs:
         obs, _ = envs.reset(seed=seed)
         while left.any():
             actions = player.act(interface.parts(obs), first)
@@ -115,6 +126,7 @@ def evaluate_run(
     seed: int = 1_000_000,
     device: str = "auto",
     told: Callable[[int], None] = lambda count: None,  # noqa: ARG005
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint of a run and write the result into the run's folder.
 
@@ -129,6 +141,7 @@ def evaluate_run(
         seed: seed of the environments and of the sampling; its default is none that training uses.
         device: `auto`, `cpu` or `cuda`.
         told: hears how many episodes are done.
+        trust: import what an export names to make its environment.
 
     Returns:
         What was written: the settings, each episode, mean, median, standard deviation, human-normalised mean with the
@@ -138,7 +151,7 @@ def evaluate_run(
         raise ValueError(f"episodes: {episodes} must be at least 1")
     if seed < 0:
         raise ValueError(f"seed: {seed} must not be negative")
-    config, learner, step = load_learner(run, device, step)
+    config, learner, step = load_learner(run, device, step, trust=trust)
     if protocol is not None:
         config = dataclasses.replace(config, env=dataclasses.replace(config.env, protocol=protocol))
     greedy = config.env.protocol == "paper" if greedy is None else greedy

@@ -38,9 +38,11 @@ class Played(NamedTuple):
     action: str
 
 
-def watch(run: Path, *, episodes: int, greedy: bool | None, seed: int, device: str = "auto") -> Iterator[Played]:
+def watch(
+    run: Path, *, episodes: int, greedy: bool | None, seed: int, device: str = "auto", trust: bool = False
+) -> Iterator[Played]:
     """The steps of the last checkpoint's agent in `episodes` episodes; `greedy` None follows the run's protocol."""
-    config, learner, _ = load_learner(run, device)
+    config, learner, _ = load_learner(run, device, trust=trust)
     interface = learner.world_model.interface
     env = make_env(config.game, scored(config).env, pictures=True)
     greedy = config.env.protocol == "paper" if greedy is None else greedy
@@ -81,10 +83,11 @@ class Dream:
         run: the run folder.
         seed: seed of the real game and of all sampling.
         device: `auto`, `cpu` or `cuda`.
+        trust: import what an export names to make its environment.
     """
 
-    def __init__(self, run: Path, *, seed: int, device: str = "auto") -> None:
-        self.config, self._learner, _ = load_learner(run, device)
+    def __init__(self, run: Path, *, seed: int, device: str = "auto", trust: bool = False) -> None:
+        self.config, self._learner, _ = load_learner(run, device, trust=trust)
         self._model = self._learner.world_model
         self.interface = self._model.interface
         self._real = RealPlay(self.config, self._learner, seed)

@@ -51,6 +51,14 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def random_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers that begin at `seed`; those of torch go on afterwards as if nothing had been."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 def keep_freed_memory() -> None:
     """Tell glibc, where it is the C library, to reuse freed memory rather than to give it back to the system.
 

@@ -19,11 +19,12 @@ VERSION = 3
 PARTS = {"learner", "collector", "updater", "recent", "torch_random", "cuda_random"}
 
 
-def save(run: Path, step: int, state: dict[str, Any], replay: ReplayBuffer) -> Path:
+def save(run: Path, step: int, state: dict[str, Any], replay: ReplayBuffer, *, replace: bool = False) -> Path:
     """Write `run/checkpoints/step-N/` and drop all but the last two.
 
     The folder gets its name only once everything in it is on disk, and loses it before anything in it is removed, so
     a kill at any instant leaves whole ones. What a failure had written is removed: it would fill a full disk further.
+    A checkpoint of the same step is written anew only with `replace`.
 
     Raises:
         OSError: it cannot be written; the earlier ones are untouched.
@@ -34,7 +35,7 @@ def save(run: Path, step: int, state: dict[str, Any], replay: ReplayBuffer) -> P
     for stale in parent.glob(".tmp-*"):
         shutil.rmtree(stale)
     final = parent / f"step-{step:09d}"
-    if final.exists():
+    if final.exists() and not replace:
         return final
     folder = parent / f".tmp-{final.name}"
     try:
@@ -48,6 +49,8 @@ def save(run: Path, step: int, state: dict[str, Any], replay: ReplayBuffer) -> P
             file.flush()
             os.fsync(file.fileno())
         fsync_folder(folder)
+        if final.exists():
+            shutil.rmtree(final.rename(parent / f".tmp-old-{final.name}"))
         folder.rename(final)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

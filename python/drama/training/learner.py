@@ -230,12 +230,16 @@ class Learner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`. Raises ValueError if the weights belong to another configuration."""
+        if not isinstance(state, dict) or not all(
+            isinstance(state.get(name), dict) for name in ("world_model", "agent")
+        ):
+            raise ValueError("the checkpoint holds no networks")
         try:
             self.world_model.load_state_dict(state["world_model"])
             self.agent.load_state_dict(state["agent"])
             for name, optimizer in self._optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][name])
-        except (KeyError, RuntimeError) as error:
+        except (KeyError, RuntimeError, TypeError, AttributeError) as error:
             sequence = self.config.world_model.sequence
             raise ValueError(
                 f"the checkpoint does not fit the run's config: {_misfit(self.world_model, state, error)}; give the"

@@ -32,7 +32,8 @@ from drama.training.pictures import dream_strip, dream_video
 from drama.training.updater import Updater, not_finite
 from drama.training.weights import WEIGHTS
 
-DREAM_ROWS, DREAM_STEPS = 4, 48
+DREAM_ROWS, DREAM_STEPS = 4, 40
+"""Sequences of a dream that is drawn, and the steps of each after its context."""
 SHARE = 0.01
 """Of the time, that checkpoints by the clock may take."""
 
@@ -97,16 +98,24 @@ class Trainer:
             )
             self._updater = Updater(config, self.learner, self.replay)
             if folder is not None:
-                self._load(folder)
+                try:
+                    self._load(folder)
+                except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+                    raise ValueError(f"{folder / 'state.pt'}: damaged ({type(error).__name__}: {error})") from error
             self._clock = (time.perf_counter(), self.step)
             self._saved = (time.perf_counter(), 0.0)
         except BaseException:
             envs.close()
             raise
+        self._changed = not resume
         if not resume:
             self.run.mkdir(parents=True)
-            write_atomically(self.run / "config.json", config.to_json())
+            self._write_config()
+
+    def _write_config(self) -> None:
+        write_atomically(self.run / "config.json", self.config.to_json())
         write_atomically(self.run / "interface.json", self.interface.to_json())
+        self._changed = False
 
     @staticmethod
     def resume(run: str | Path, steps: int | None = None, *, callbacks: Sequence[Callback] = ()) -> Trainer:
@@ -123,8 +132,9 @@ class Trainer:
         if steps is not None:
             config = dataclasses.replace(config, steps=steps)
         trainer = Trainer(config, run, callbacks=callbacks, resume=True)
-        if config != before:  # only once it is sure that it can go on
-            write_atomically(run / "config.json", config.to_json())
+        if steps is not None and steps < trainer.step:
+            raise ValueError(f"steps: {run} has gone to step {trainer.step} already, which is more than {steps}")
+        trainer._changed = config != before
         return trainer
 
     def train(self) -> bool:
@@ -143,6 +153,8 @@ class Trainer:
         try:
             with locked(self.run), self._stoppable():
                 try:
+                    if self._changed:  # only now that the folder is this process's
+                        self._write_config()
                     self._callbacks.start(self)
                     self._loop()
                 except EnvError as failure:
@@ -189,6 +201,7 @@ class Trainer:
                 "cuda_random": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
             },
             self.replay,
+            replace=broken,
         )
         self._saved = (time.perf_counter(), time.perf_counter() - began)
         self._callbacks.tell("checkpoint", self, path)
@@ -215,9 +228,9 @@ class Trainer:
             due = self._due(config.log.checkpoint_every) or self._late()
             if due and self.step < config.steps:
                 self.save()
+        self.save()
         if self._updater.count and self.step >= config.steps and not self._due(config.log.image_every):
             self._callbacks.tell("pictures", self, self.pictures())
-        self.save()
 
     def _late(self) -> bool:
         """Whether the clock asks for a checkpoint."""
@@ -245,7 +258,7 @@ class Trainer:
     def pictures(self) -> dict[str, np.ndarray]:
         """A dream of sequences of the replay: the video `dream` and moments of it, `reconstruction`."""
         train = self.config.train
-        steps = min(DREAM_STEPS, train.batch_length)
+        steps = min(train.context + DREAM_STEPS, train.batch_length)
         batch = self.learner.to_batch(self.replay.sample(DREAM_ROWS, steps, sampler=Uniform()))
         shown = dream(self.learner.world_model, batch.obs, batch.action, batch.is_first, train.context)
         video = dream_video(self.interface, batch.obs, *shown, train.context)
