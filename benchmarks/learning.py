@@ -241,9 +241,12 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to one below")
     parser.add_argument("--agents", nargs="+", choices=AGENTS, help="by default ours, random, and the task's peers")
+    parser.add_argument("--steps", type=int, help="of the environment, instead of the task's")
     parser.add_argument("--results", type=Path, help="a file that keeps every seed")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     args = parser.parse_args()
+    if args.steps:
+        TASKS.update({name: dataclasses.replace(TASKS[name], steps=args.steps) for name in args.tasks})
     lines = args.results.read_text().splitlines() if args.results and args.results.exists() else []
     known = [Result(**json.loads(line)) for line in lines]
     results = []

@@ -294,8 +294,8 @@ def test_imagination_starts_inside_the_sequences_of_the_update(monkeypatch: pyte
 
 def test_more_places_than_the_sequences_have_are_refused() -> None:
     config = preset("debug")
-    train = dataclasses.replace(config.train, imagine_from="batch", batch_length=4, batch_size=15)
-    with pytest.raises(ValueError, match="16 is more than the 15 places"):
+    train = dataclasses.replace(config.train, imagine_from="batch", batch_length=5, batch_size=7)
+    with pytest.raises(ValueError, match="16 is more than the 14 places"):
         dataclasses.replace(config, train=train).validate()
 
 
