@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import gymnasium
 import torch
 
 from drama.config import Config, preset, with_options
-from drama.envs import give, given_name, interface_of, known_game
+from drama.envs import MakeEnv, give, given_name, interface_of, known_game
 from drama.envs.making import SMALL
 from drama.results.agent import Agent, load
 from drama.results.evaluation import evaluate_run
@@ -22,7 +21,7 @@ from drama.training.callbacks import Callback
 from drama.training.progress import Progress
 from drama.training.trainer import Trainer
 
-Environment: TypeAlias = str | Callable[..., gymnasium.Env[Any, Any]]
+Environment: TypeAlias = str | MakeEnv
 
 
 @dataclass(frozen=True)

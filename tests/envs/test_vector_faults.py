@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -719,3 +720,28 @@ def test_the_quota_of_a_container_counts(tmp_path: Path, files: dict[str, str], 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert quota(tmp_path) == cores
+
+
+class Wordy(gymnasium.Env[Any, Any]):
+    """Takes text, which has no place in shared memory, and pays its length."""
+
+    observation_space = spaces.Discrete(2)
+    action_space = spaces.Text(300_000)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        super().reset(seed=seed, options=options)
+        return 0, {}
+
+    def step(self, action: str) -> tuple[int, float, bool, bool, dict[str, Any]]:
+        return 1, float(len(action)), False, False, {}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_actions_of_any_size_arrive(workers: int) -> None:
+    """Also those that are larger than a worker's mail, of which nothing is left behind."""
+    before = set(Path(tempfile.gettempdir()).glob("drama-mail-*"))
+    with closing(make_vector([Wordy] * 2, num_workers=workers)) as env:
+        env.reset()
+        for lengths in ([200_000, 3], [5, 250_000], [70_000, 59_000]):
+            assert env.step(["x" * length for length in lengths])[1].tolist() == lengths
+    assert set(Path(tempfile.gettempdir()).glob("drama-mail-*")) == before

@@ -337,7 +337,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         if self._own is not None and index < self._shares[0]:
             self._own_objects[index] = objects
         else:
-            self._board.write_mail(index, to_mail(objects)[0])
+            self._board.write_mail(index, to_mail(objects))
 
     def _await(self, wanted: int) -> None:
         """Step this process's environments and wait until `wanted` are done."""

@@ -327,16 +327,16 @@ def dump(value: Any) -> bytes:
         return cloudpickle.dumps(value)
 
 
-def to_mail(value: Any) -> tuple[bytes, bytes]:
-    """What goes into the mail for `value`: itself, and what names a file that holds it, for mail that is too small."""
+def to_mail(value: Any) -> bytes:
+    """What goes into the mail for `value`: itself, or the name of a file that holds it if it is too large."""
     import cloudpickle
 
     data = cloudpickle.dumps(value)
     if len(data) < MAIL_BYTES:
-        return b"\0" + data, b""
+        return b"\0" + data
     with tempfile.NamedTemporaryFile(prefix="drama-mail-", delete=False) as file:
         file.write(data)
-    return b"\1" + os.fsencode(file.name), os.fsencode(file.name)
+    return b"\1" + os.fsencode(file.name)
 
 
 def from_mail(mail: bytes) -> Any:

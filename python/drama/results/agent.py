@@ -15,6 +15,7 @@ from drama.envs import Adapted, MakeEnv, give, make_env, runs_code
 from drama.interface import Image, Interface
 from drama.results.evaluation import load_learner
 from drama.runtime.device import random_from
+from drama.training.weights import is_export
 
 
 class Agent:
@@ -45,9 +46,8 @@ class Agent:
         self._player: Player | None = None
         self._count: int | None = None
         self._adapter = None
-        exported = not (run / "checkpoints").exists()
         try:
-            if env is None and exported and runs_code(self.config.game, self.config.env):
+            if env is None and is_export(run) and runs_code(self.config.game, self.config.env):
                 return
             if env is not None:
                 give(self.config.game, env)

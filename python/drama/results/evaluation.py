@@ -21,7 +21,7 @@ from drama.results.scores import human_normalised, random_and_human
 from drama.runtime.device import random_from, resolve_device
 from drama.training import checkpoint
 from drama.training.learner import Learner
-from drama.training.weights import WEIGHTS, load_weights
+from drama.training.weights import WEIGHTS, is_export, load_weights
 
 
 def load_learner(
@@ -33,7 +33,7 @@ def load_learner(
     environment would import what its config names, without `trust`.
     """
     where = resolve_device(device)
-    exported = step is None and not checkpoint.list_checkpoints(run) and (run / WEIGHTS).exists()
+    exported = step is None and is_export(run)
     folder = run if exported else checkpoint.latest(run) if step is None else checkpoint.at_step(run, step)
     config = Config.load(run / "config.json")
     if exported and not trust and runs_code(config.game, config.env):

@@ -30,7 +30,7 @@ from drama.training.learner import Learner
 from drama.training.metrics import JsonLines, TensorBoard
 from drama.training.pictures import dream_strip, dream_video
 from drama.training.updater import Updater, not_finite
-from drama.training.weights import WEIGHTS
+from drama.training.weights import is_export
 
 DREAM_ROWS, DREAM_STEPS = 4, 40
 """Sequences of a dream that is drawn, and the steps of each after its context."""
@@ -127,7 +127,7 @@ class Trainer:
         if not run.is_dir():
             raise ValueError(f"{run}: no such run folder")
         before = config = Config.load(run / "config.json")
-        if not checkpoint.list_checkpoints(run) and (run / WEIGHTS).exists():
+        if is_export(run):
             raise ValueError(f"{run}: an export has no optimizers and no replay to go on with; resume the run it is of")
         if steps is not None:
             config = dataclasses.replace(config, steps=steps)

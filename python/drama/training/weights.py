@@ -10,10 +10,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from drama.training import checkpoint
 from drama.training.learner import Learner
 
 WEIGHTS = "weights.safetensors"
 VERSION = "1"
+
+
+def is_export(run: Path) -> bool:
+    """Whether a folder holds weights alone, and nothing to train on with; it may be somebody else's."""
+    return (run / WEIGHTS).exists() and not checkpoint.list_checkpoints(run)
 
 
 def save_weights(folder: Path, learner: Learner, step: int) -> Path:
