@@ -77,6 +77,58 @@ def test_an_episode_start_isolates_the_halves(model: SequenceModel, cut: int) ->
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("cut", [1, 6, 8, 11])
+def test_what_is_not_finite_stays_in_its_episode(model: SequenceModel, cut: int, value: float) -> None:
+    x, is_first = tokens(20), starts(20, cut, 16)
+    clean, end = model(x, is_first)
+    x[0, cut - 1, 3] = value
+    y, state = model(x, is_first)
+    by_step, step_state = steps(model, x, is_first)
+    for found in (y, by_step):
+        assert found[0, cut - 1].isnan().all()
+        close(found[0, : cut - 1], clean[0, : cut - 1])
+        close(found[0, cut:], clean[0, cut:])
+        close(found[1:], clean[1:])
+    following = tokens(4)
+    for found in (state, step_state):
+        close(model(following, None, found)[0], model(following, None, end)[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_state_that_is_not_finite_ends_with_its_episode(model: SequenceModel, at: int) -> None:
+    x = tokens(5)
+    is_first = torch.zeros(BATCH, 5, dtype=torch.bool)
+    is_first[0, at] = True
+    broken = tokens(6)
+    broken[:2, 5] = torch.nan
+    _, state = model(tokens(6))
+    clean = model(x, is_first, state)[0]
+    _, state = model(broken, starts(6, 1))
+    y, end = model(x, is_first, state)
+    outputs = []
+    for t in range(5):
+        out, state = model.step(x[:, t], is_first[:, t], state)
+        outputs.append(out)
+    for found in (y, torch.stack(outputs, dim=1)):
+        close(found[0, at:], clean[0, at:])
+        assert found[0, :at].isnan().all()
+        assert found[1].isnan().all()
+        assert found[2].isfinite().all()
+    assert model(tokens(1), starts(1), end)[0][1].isnan().all()
+
+
+def test_what_is_not_finite_gives_no_gradient_to_other_episodes(model: SequenceModel) -> None:
+    x = tokens(12)
+    x[0, 2] = torch.nan
+    x.requires_grad_()
+    y, _ = model(x, starts(12, 6))
+    y[:, 6:].square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@torch.no_grad()
 def test_resets_are_per_sequence(model: SequenceModel) -> None:
     x = tokens(12)
     is_first = torch.zeros(BATCH, 12, dtype=torch.bool)
@@ -172,6 +224,10 @@ def test_bad_input_is_named(model: SequenceModel) -> None:
         model.step(x[:, 0], None, model.initial_state(BATCH + 1))
     with pytest.raises(ValueError, match=r"state\.\w+: expected \[3, .*another batch's or another backend's"):
         model(x, None, model.initial_state(BATCH + 1))
+    with pytest.raises(ValueError, match=r"state\.\w+: expected \[3, .*another batch's or another backend's"):
+        model(x, starts(3, 1), model.initial_state(BATCH + 1))
+    with pytest.raises(ValueError, match=r"state: expected a tuple of one state for each of 2 layers, found 1 of them"):
+        model(x, starts(3, 1), state[:1])
     with pytest.raises(ValueError, match=r"state: expected a tuple of one state for each of 2 layers, found 1 of them"):
         model.step(x[:, 0], None, state[:1])
     with pytest.raises(ValueError, match=r"state\.\w+: is on meta, the model on cpu"):

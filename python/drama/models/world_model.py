@@ -114,7 +114,7 @@ class WorldModel(nn.Module):
     def observe(self, belief: Belief, obs: Parts, first: Tensor) -> Belief:
         """The belief after `obs`, by part `[B, ...]`, is seen; where `first[B]`, all before it is forgotten."""
         z = self.sample(self.encode(obs))
-        return Belief(z, belief.d * ~self.forgets(first)[:, None], first, belief.state)
+        return Belief(z, belief.d.masked_fill(self.forgets(first)[:, None], 0.0), first, belief.state)
 
     @torch.no_grad()
     def advance(self, belief: Belief, action: Tensor, *, give_up: bool = False) -> Belief:
@@ -136,7 +136,7 @@ class WorldModel(nn.Module):
         """
         d, state = self(z[:, :-1], action[:, :-1], is_first[:, :-1])
         last_first = is_first[:, -1]
-        return Belief(z[:, -1], d[:, -1] * ~self.forgets(last_first)[:, None], last_first, state)
+        return Belief(z[:, -1], d[:, -1].masked_fill(self.forgets(last_first)[:, None], 0.0), last_first, state)
 
     # Parts
 

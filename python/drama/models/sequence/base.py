@@ -41,7 +41,11 @@ class SequenceModel(nn.Module, ABC):
 
 
 class ResidualStack(SequenceModel):
-    """Pre-norm residual layers of one mixer kind, closed by an RMS norm: `x + mixer(norm(x))`, repeated."""
+    """Pre-norm residual layers of one mixer kind, closed by an RMS norm: `x + mixer(norm(x))`, repeated.
+
+    A value that is not finite makes the rest of its episode so, and nothing beyond it: the stack keeps such inputs from
+    the mixers, whose masks multiply.
+    """
 
     def __init__(self, mixers: Sequence[SequenceModel], width: int) -> None:
         super().__init__()
@@ -53,27 +57,91 @@ class ResidualStack(SequenceModel):
         return tuple(cast("SequenceModel", mixer).initial_state(batch) for mixer in self.mixers)
 
     def forward(self, x: Tensor, is_first: Tensor | None = None, state: State | None = None) -> tuple[Tensor, State]:
+        weight = self.final_norm.weight
+        check_tokens(x, len(weight), is_first, weight)
+        spoilt = None
+        if is_first is not None:
+            bad, broken = ~x.sum(-1).isfinite(), None
+            x = x.masked_fill(bad[..., None], 0.0)
+            if state is not None:
+                self._check_states(state, x.shape[0])
+                broken = _broken(state)
+                state = _where(broken, self.initial_state(x.shape[0]), state)
+            spoilt = _after(bad, is_first, broken)
         states = (None,) * len(self.mixers) if state is None else state
-        return self._run(x, states, lambda mixer, h, s: mixer(h, is_first, s))
+        y, state = self._run(x, states, lambda mixer, h, s: mixer(h, is_first, s))
+        if spoilt is None:
+            return y, state
+        nans = _map(lambda t: torch.full_like(t, torch.nan) if t.is_floating_point() else t, state)
+        return y.masked_fill(spoilt[..., None], torch.nan), _where(spoilt[:, -1], nans, state)
 
     def step(self, x: Tensor, is_first: Tensor | None, state: State) -> tuple[Tensor, State]:
-        return self._run(x, state, lambda mixer, h, s: mixer.step(h, is_first, s))
+        weight = self.final_norm.weight
+        check_token(x, len(weight), is_first, weight)
+        return self._run(x, state, lambda mixer, h, s: mixer.step(h, is_first, _started(mixer, is_first, s)))
 
     def step_(self, x: Tensor, is_first: Tensor | None, state: State) -> tuple[Tensor, State]:
-        return self._run(x, state, lambda mixer, h, s: mixer.step_(h, is_first, s))
+        return self._run(x, state, lambda mixer, h, s: mixer.step_(h, is_first, _started(mixer, is_first, s)))
 
-    def _run(self, x: Tensor, states: State, evaluate: Callable[..., tuple[Tensor, State]]) -> tuple[Tensor, State]:
+    def _run(
+        self, x: Tensor, states: State, evaluate: Callable[[SequenceModel, Tensor, State], tuple[Tensor, State]]
+    ) -> tuple[Tensor, State]:
+        self._check_states(states)
+        new_states = []
+        for mixer, norm, state in zip(self.mixers, self.norms, states, strict=True):
+            y, new_state = evaluate(cast("SequenceModel", mixer), norm(x), state)
+            x = x + y
+            new_states.append(new_state)
+        return self.final_norm(x), tuple(new_states)
+
+    def _check_states(self, states: State, batch: int | None = None) -> None:
+        """Raise ValueError unless there is one state for each layer, for `batch` streams; None leaves each to them."""
         if not isinstance(states, tuple) or len(states) != len(self.mixers):
             found = f"{len(states)} of them" if isinstance(states, tuple) else type(states).__name__
             raise ValueError(
                 f"state: expected a tuple of one state for each of {len(self.mixers)} layers, found {found}"
             )
-        new_states = []
-        for mixer, norm, state in zip(self.mixers, self.norms, states, strict=True):
-            y, new_state = evaluate(mixer, norm(x), state)
-            x = x + y
-            new_states.append(new_state)
-        return self.final_norm(x), tuple(new_states)
+        if batch is not None:
+            for mixer, state in zip(self.mixers, states, strict=True):
+                check_state(state, cast("SequenceModel", mixer).initial_state, batch)
+
+
+def _map(function: Callable[..., Tensor], *states: State) -> State:
+    """`function` of the tensors at each place of states of one kind."""
+    first = states[0]
+    if isinstance(first, Tensor):
+        return function(*states)
+    parts = [_map(function, *parts) for parts in zip(*states, strict=True)]
+    return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+
+
+def _where(rows: Tensor, there: State, elsewhere: State) -> State:
+    """The state `there` in `rows[B]`, which are bool, and `elsewhere` in the others."""
+    return _map(lambda a, b: torch.where(rows.view(-1, *[1] * (b.dim() - 1)), a.to(b.dtype), b), there, elsewhere)
+
+
+def _started(mixer: SequenceModel, is_first: Tensor | None, state: State) -> State:
+    """The state before a token: the initial one where an episode begins."""
+    if is_first is None:
+        return state
+    check_state(state, mixer.initial_state, is_first.shape[0])
+    return _where(is_first, mixer.initial_state(is_first.shape[0]), state)
+
+
+def _broken(state: State) -> Tensor:
+    """`[B]` bool, whose state holds a value that is not finite."""
+    if isinstance(state, Tensor):
+        return ~state.reshape(len(state), -1).isfinite().all(1)
+    return torch.stack([_broken(part) for part in state]).any(0)
+
+
+def _after(bad: Tensor, is_first: Tensor, broken: Tensor | None) -> Tensor:
+    """`[B, T]` bool: in each episode, the tokens from its first `bad[B, T]` on, and all if its state is `broken[B]`."""
+    if broken is not None:
+        bad = torch.cat([bad[:, :1] | (broken & ~is_first[:, 0])[:, None], bad[:, 1:]], dim=1)
+    count = bad.long().cumsum(1)
+    before = torch.where(is_first, count - bad.long(), 0).cummax(1).values  # what earlier episodes count
+    return count > before
 
 
 def episode_segments(is_first: Tensor | None) -> Tensor | None:
