@@ -203,6 +203,10 @@ class WorldModelConfig:
     motion_scale: float = 0.0
     """Extra weight of the pixels that change from the frame before or to the next, over the 1 that all have, so that
     small moving objects are seen at all; 0 as published."""
+    balance: Literal["fixed", "harmony"] = "fixed"
+    """`fixed`: the losses are summed with their scales, as published. `harmony`: observation, reward and latent losses
+    are, with their scales, divided by learned sizes besides, so that none of them drowns another (HarmonyDream, arXiv
+    2310.00344)."""
     dynamics_scale: float = 1.0
     """Weight of KL(stop(posterior) || prior)."""
     representation_scale: float = 0.1

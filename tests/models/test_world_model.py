@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from drama.config import LatentConfig, SequenceConfig, VisionConfig, WorldModelConfig, preset
 from drama.interface import LONE, Interface
-from drama.models.losses import MOVING_SHARE, kl_losses, reconstruction_losses
+from drama.models.losses import MOVING_SHARE, Harmony, kl_losses, reconstruction_losses
 from drama.models.observation import Parts
 from drama.models.vision import Decoder
 from drama.models.world_model import Batch, WorldModel
@@ -395,3 +395,34 @@ def test_tokens_are_the_latent_and_the_one_hot_action() -> None:
     assert torch.equal(seen["x"][..., :8], z)
     assert seen["x"][..., 8:].tolist() == [[[0, 0, 1], [1, 0, 0], [0, 1, 0]]]
     assert torch.equal(seen["is_first"], is_first)
+
+
+def test_harmony_divides_each_loss_by_a_size_that_follows_it() -> None:
+    """Where `L / sigma + log(1 + sigma)` is least, `sigma^2 = L (1 + sigma)`."""
+    harmony = Harmony()
+    sizes = {"reconstruction": 50.0, "reward": 0.02, "dynamics": 3.0, "representation": 0.3, "termination": 0.5}
+    losses = {name: torch.tensor(value, dtype=torch.float64, requires_grad=True) for name, value in sizes.items()}
+    least = {}
+    for part, size in {"observation": 50.0, "reward": 0.02, "latent": 3.3}.items():
+        least[part] = (size + math.sqrt(size**2 + 4 * size)) / 2
+        harmony.log_sigma[part].data = torch.tensor(least[part], dtype=torch.float64).log()
+    harmony(losses).backward()
+    for s in harmony.parameters():
+        assert s.grad is not None
+        assert s.grad.item() == pytest.approx(0, abs=1e-9)
+    weights = {name: loss.grad.item() for name, loss in losses.items() if loss.grad is not None}
+    expected = {"reconstruction": "observation", "reward": "reward", "dynamics": "latent", "representation": "latent"}
+    assert weights == pytest.approx({name: 1 / least[part] for name, part in expected.items()} | {"termination": 1})
+
+
+def test_the_world_model_learns_the_sizes_of_its_losses() -> None:
+    plain, model = make_model(), make_model(dataclasses.replace(CONFIG, balance="harmony"))
+    batch = make_batch(2, 6)
+    torch.manual_seed(0)
+    fixed = plain.loss(batch)
+    torch.manual_seed(0)
+    losses = model.loss(batch)
+    losses["loss"].backward()
+    # At first each sigma is 1: the plain sum, and log 2 for each.
+    assert losses["loss"].item() == pytest.approx(fixed["loss"].item() + 3 * math.log(2), rel=1e-5)
+    assert all(s.grad is not None and s.grad != 0 for s in model.balance.parameters())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from drama.models.latent import kl_divergence
 
@@ -58,3 +59,40 @@ def kl_losses(posterior: Tensor, prior: Tensor, is_first: Tensor, free_bits: flo
     dynamics = (kl_divergence(posterior.detach(), prior) * inside).sum() / count
     representation = (kl_divergence(posterior, prior.detach()) * inside).sum() / count
     return dynamics.clamp(min=free_bits), representation.clamp(min=free_bits), dynamics.detach()
+
+
+class Sum(nn.Module):
+    """The sum of losses by name."""
+
+    def forward(self, losses: dict[str, Tensor]) -> Tensor:
+        return torch.stack(list(losses.values())).sum()
+
+
+BALANCED = {
+    "observation": ("reconstruction", "vector"),
+    "reward": ("reward",),
+    "latent": ("dynamics", "representation"),
+}
+"""What `Harmony` balances, with the losses that each is the sum of."""
+
+
+class Harmony(nn.Module):
+    """The sum of losses by name in which observation, reward and latent count alike, whatever their sizes.
+
+    Each of the three, L, enters as `L / sigma + log(1 + sigma)` with a learned `sigma = exp(s)` (HarmonyDream, arXiv
+    2310.00344, section 4): sigma follows the size of L, and the second term bounds the weight of small ones. What is
+    in none of the three has a weight of 1.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_sigma = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in BALANCED})
+
+    def forward(self, losses: dict[str, Tensor]) -> Tensor:
+        rest = dict(losses)
+        terms = []
+        for part, names in BALANCED.items():
+            s = self.log_sigma[part]
+            size = torch.stack([rest.pop(name) for name in names if name in rest]).sum()
+            terms.append(size * torch.exp(-s) + F.softplus(s))  # log(1 + exp(s))
+        return torch.stack([*terms, *rest.values()]).sum()

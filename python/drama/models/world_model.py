@@ -17,7 +17,7 @@ from drama.config import WorldModelConfig
 from drama.interface import Choices, Interface
 from drama.models import latent, sequence
 from drama.models.heads import TwoHot, mlp
-from drama.models.losses import kl_losses
+from drama.models.losses import Harmony, Sum, kl_losses
 from drama.models.norm import RMSNorm
 from drama.models.observation import ObservationDecoder, ObservationEncoder, Parts
 from drama.models.sequence.base import State
@@ -82,6 +82,7 @@ class WorldModel(nn.Module):
         self.reward = mlp(self.width, config.head_units, 1, config.bins, output_scale=0.0)
         self.termination = mlp(self.width, config.head_units, 1, 1)
         self.two_hot = TwoHot(config.bins, config.bin_limit, config.two_hot_mean)
+        self.balance = Harmony() if config.balance == "harmony" else Sum()
         counts = interface.action.counts if isinstance(interface.action, Choices) else ()
         offsets = torch.tensor([sum(counts[:i]) for i in range(len(counts))])
         self.register_buffer("offsets", offsets, persistent=False)
@@ -219,7 +220,7 @@ class WorldModel(nn.Module):
         )
         scales = self.scales
         assert means.keys() == scales.keys(), means.keys() ^ scales.keys()
-        loss = torch.stack([scale * means[name] for name, scale in scales.items()]).sum()
+        loss = self.balance({name: scale * means[name] for name, scale in scales.items()})
         scalars = {name: value.mean() for name, value in watched.items()}
         scalars |= {name: means[name].detach() for name in ("reward", "termination")}
         entropy = -(posterior.exp() * posterior).sum((-2, -1)).mean().detach()
