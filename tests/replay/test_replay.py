@@ -204,7 +204,7 @@ def test_blocks_must_have_one_length() -> None:
     ],
 )
 def test_bad_buffers_are_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
+    with pytest.raises((ValueError, TypeError, MemoryError), match=message):
         ReplayBuffer(**{"capacity": 40, "fields": {}, **arguments})
 
 

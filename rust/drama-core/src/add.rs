@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use crate::{
     error::{Error, Result},
-    memory::{STREAM_FROM, stream},
+    memory::{STREAM_FROM, stream, table, try_collect},
     parallel::{BYTES_PER_SHARE, share_out, workers},
     ring::{Ring, Storage},
+    starts::RANGES,
 };
 
 impl Ring {
@@ -49,12 +50,12 @@ impl Ring {
             self.check_envs(envs)?;
             envs
         } else {
-            all = (0..self.num_envs).collect();
+            all = try_collect(0..self.num_envs, RANGES)?;
             &all
         };
         self.check_columns(rows, envs.len(), columns)?;
         let ended = |env: usize| self.totals[env].checked_sub(1).is_none_or(|t| self.ended(self.slot(env, t)));
-        let ended: Vec<bool> = envs.iter().map(|&env| ended(env)).collect();
+        let ended = try_collect(envs.iter().map(|&env| ended(env)), RANGES)?;
         self.drop_finals(rows, envs);
         self.write(rows, envs, columns);
         self.mark_firsts(rows, envs, &ended, columns);
@@ -132,7 +133,7 @@ impl Ring {
     }
 
     fn check_envs(&self, envs: &[usize]) -> Result<()> {
-        let mut seen = vec![false; self.num_envs];
+        let mut seen = table(false, self.num_envs, RANGES)?;
         for &env in envs {
             match seen.get_mut(env) {
                 None => {

@@ -1,4 +1,4 @@
-//! The bytes of one field: on the heap, or mapped from a file.
+//! The bytes of one field, in memory or in a file.
 
 use std::{
     alloc::Layout,
@@ -8,10 +8,10 @@ use std::{
 
 use crate::{
     error::{Error, Result},
-    memory::{Block, prefer_huge_pages},
+    memory::Block,
 };
 
-/// Zeroed bytes whose pages cost memory only once they are written.
+/// Zeroed bytes that their owner alone reads and writes.
 pub(crate) struct Column(Block);
 
 impl Column {
@@ -24,9 +24,8 @@ impl Column {
             (None, _) => None,
         };
         let Some(block) = block else {
-            return Error::value(format!("no memory for field {name:?}: {rows} rows of {row_bytes} bytes"));
+            return Err(Error::Memory(format!("no memory for field {name:?}: {rows} rows of {row_bytes} bytes")));
         };
-        prefer_huge_pages(block.pointer(), block.len());
         Ok(Self(block))
     }
 

@@ -2,9 +2,10 @@
 
 use crate::{
     error::{Error, Result},
-    memory::STREAM_FROM,
+    memory::{STREAM_FROM, room},
     parallel::{BYTES_PER_SHARE, share_out, workers},
     ring::Ring,
+    starts::STARTS,
 };
 
 /// What a sequence consists of.
@@ -117,7 +118,11 @@ fn places(ring: &Ring, starts: &[usize], layout: &Layout<'_>) -> Result<Vec<Plac
         let real = if layout.within_episode { ring.run(env, t, length) } else { length };
         Ok(Place { env, t, position: slot - env * ring.rows_per_env(), real })
     };
-    starts.iter().map(place).collect()
+    let mut places = room(starts.len(), STARTS)?;
+    for slot in starts {
+        places.push(place(slot)?);
+    }
+    Ok(places)
 }
 
 fn copy(ring: &Ring, places: &[Place], layout: &Layout<'_>, mut outputs: Vec<&mut [u8]>, stream: bool) {

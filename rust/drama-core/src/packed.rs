@@ -2,7 +2,10 @@
 
 use lz4_flex::block::{compress_into, decompress_into, get_maximum_output_size};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    memory::room,
+};
 
 /// What a length in a save can tell by far.
 const LARGEST_ROW: usize = 1 << 30;
@@ -25,11 +28,9 @@ impl Packed {
                 "field {name:?} has rows of {row_bytes} bytes, those of up to {LARGEST_ROW} can be compressed"
             ));
         }
-        let mut rows = Vec::new();
-        match rows.try_reserve_exact(slots) {
-            Ok(()) => Ok(Self { row_bytes, rows, scratch: Vec::new(), stored: 0 }),
-            Err(_) => Error::value(format!("no memory for field {name:?}: {slots} compressed rows")),
-        }
+        let rows = room(slots, &format!("the compressed rows of field {name:?}"))?;
+        let scratch = room(get_maximum_output_size(row_bytes), &format!("a compressed row of field {name:?}"))?;
+        Ok(Self { row_bytes, rows, scratch, stored: 0 })
     }
 
     /// Bytes over all rows.

@@ -14,10 +14,11 @@ use crate::{
     column::Column,
     error::{Error, Result},
     finals::Finals,
-    memory,
+    memory::{self, table},
     packed::Packed,
     sampler::Found,
     schema::{Field, Schema},
+    starts::RANGES,
 };
 
 /// What is shorter is copied faster by usual means.
@@ -80,7 +81,7 @@ impl Ring {
         };
         let columns = schema.fields().iter().map(column).collect::<Result<Vec<_>>>()?;
         let finals = Finals::new(schema.fields().len());
-        let (totals, heads) = (vec![0; num_envs], vec![0; num_envs]);
+        let (totals, heads) = (table(0, num_envs, RANGES)?, table(0, num_envs, RANGES)?);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Ok(Self {
             id,

@@ -7,7 +7,7 @@ use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
 use crate::{
-    arrays::number,
+    arrays::{copied, number},
     error::{lock, to_python},
     replay::Replay,
 };
@@ -35,7 +35,7 @@ impl Prioritized {
         indices: PyReadonlyArray1<'_, i64>,
         priorities: PyReadonlyArray1<'_, f64>,
     ) -> PyResult<()> {
-        let (indices, priorities) = (indices.as_array().to_vec(), priorities.as_array().to_vec());
+        let (indices, priorities) = (copied(&indices)?, copied(&priorities)?);
         py.detach(|| lock(&self.core).update(&indices, &priorities)).map_err(to_python)
     }
 
@@ -43,15 +43,16 @@ impl Prioritized {
     fn priorities<'py>(&self, py: Python<'py>, replay: &Replay) -> PyResult<Bound<'py, PyArray1<f64>>> {
         let priorities = py.detach(|| {
             let ring = replay.read();
-            lock(&self.core).priorities(&ring).map(|priorities| priorities.values.clone())
+            lock(&self.core).priorities(&ring)?.try_clone()
         });
-        Ok(PyArray1::from_vec(py, priorities.map_err(to_python)?))
+        Ok(PyArray1::from_vec(py, priorities.map_err(to_python)?.values))
     }
 
     /// Priorities, the largest so far, rows seen by environment.
-    fn state<'py>(&self, py: Python<'py>) -> State<'py> {
-        let Priorities { values, largest, seen } = py.detach(|| lock(&self.core).export().clone());
-        (PyArray1::from_vec(py, values), largest, PyArray1::from_vec(py, seen))
+    fn state<'py>(&self, py: Python<'py>) -> PyResult<State<'py>> {
+        let priorities = py.detach(|| lock(&self.core).export().try_clone());
+        let Priorities { values, largest, seen } = priorities.map_err(to_python)?;
+        Ok((PyArray1::from_vec(py, values), largest, PyArray1::from_vec(py, seen)))
     }
 
     /// Takes over what `state` gave.
@@ -62,7 +63,7 @@ impl Prioritized {
         largest: f64,
         seen: PyReadonlyArray1<'_, u64>,
     ) -> PyResult<()> {
-        let (values, seen) = (values.as_array().to_vec(), seen.as_array().to_vec());
+        let (values, seen) = (copied(&values)?, copied(&seen)?);
         py.detach(|| lock(&self.core).import(Priorities { values, largest, seen })).map_err(to_python)
     }
 }

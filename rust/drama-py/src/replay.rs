@@ -3,12 +3,12 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use drama_core::{
-    ChaCha8Rng, Field, Layout, Ring, Saved, Schema, Starts, Steps, gather_sequences, gather_transitions, load_stored,
-    save, seeded,
+    ChaCha8Rng, Field, Layout, Pool, Ring, Saved, Schema, Starts, Steps, gather_sequences, gather_transitions,
+    load_stored, save, seeded, try_collect,
 };
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::{
@@ -37,6 +37,14 @@ pub(crate) struct Replay {
     saved: Mutex<Option<Saved>>,
     ring: RwLock<Ring>,
     rng: Mutex<ChaCha8Rng>,
+    /// Locked only by who holds the interpreter, and for no longer than a look.
+    pool: Arc<Pool>,
+}
+
+/// The outputs of a batch, and apart from them those of its draw.
+fn split(mut outputs: Vec<&mut [u8]>) -> (Vec<&mut [u8]>, &mut [u8], &mut [u8]) {
+    let (indices, weights) = (outputs.pop().unwrap_or_default(), outputs.pop().unwrap_or_default());
+    (outputs, weights, indices)
 }
 
 impl Replay {
@@ -50,6 +58,7 @@ impl Replay {
             saved: Mutex::new(saved),
             ring: RwLock::new(ring),
             rng: Mutex::new(rng),
+            pool: Arc::default(),
         }
     }
 
@@ -132,8 +141,9 @@ impl Replay {
         let (sampler, stacks) = (Sampler::new(sampler)?, stacks(&self.fields, stack, self.rows_per_env)?);
         let layout = Layout { length, within_episode, stacks: &stacks };
         let fields = sequence_outputs(&self.fields, &layout)?;
-        let mut outputs = Outputs::new(py, &fields, &[count, length], out)?;
-        let targets = outputs.bytes();
+        let outputs = Outputs::new(py, &fields, &[count, length], out, &self.pool)?;
+        let mut outputs = outputs.with_draw(py, count, &self.pool)?;
+        let (targets, weights, indices) = split(outputs.bytes());
         // Under one lock, so that no row added meanwhile moves the starts.
         let drawn = py.detach(|| {
             let ring = self.read();
@@ -141,9 +151,11 @@ impl Replay {
             let starts = kind(&ring, length)?.stacked(stacks.iter().copied().max().unwrap_or(0));
             let drawn = sampler.draw(&starts, count, &mut lock(&self.rng))?;
             gather_sequences(&ring, &drawn.slots, &layout, targets)?;
-            Ok(drawn)
+            drawn.write(weights, indices);
+            Ok(())
         });
-        drawn.map_err(to_python)?.put(py, outputs.into_dict(py)?)
+        drawn.map_err(to_python)?;
+        outputs.into_dict(py)
     }
 
     /// Transitions over up to `n_step` rows from starts drawn by `sampler`.
@@ -170,17 +182,20 @@ impl Replay {
         let next = next.collect::<PyResult<Vec<_>>>()?;
         let steps = Steps { steps: n_step, discount, stacks: &stacks, next: &next };
         let fields = transition_outputs(&self.fields, &steps)?;
-        let mut outputs = Outputs::new(py, &fields, &[count], out)?;
-        let targets = outputs.bytes();
+        let outputs = Outputs::new(py, &fields, &[count], out, &self.pool)?;
+        let mut outputs = outputs.with_draw(py, count, &self.pool)?;
+        let (targets, weights, indices) = split(outputs.bytes());
         let drawn = py.detach(|| {
             let ring = self.read();
             let starts = Starts::transitions(&ring, n_step, &next)?;
             let starts = starts.stacked(stacks.iter().copied().max().unwrap_or(0));
             let drawn = sampler.draw(&starts, count, &mut lock(&self.rng))?;
             gather_transitions(&ring, &drawn.slots, &steps, targets)?;
-            Ok(drawn)
+            drawn.write(weights, indices);
+            Ok(())
         });
-        drawn.map_err(to_python)?.put(py, outputs.into_dict(py)?)
+        drawn.map_err(to_python)?;
+        outputs.into_dict(py)
     }
 
     /// Sequences from the given starts.
@@ -195,14 +210,15 @@ impl Replay {
         out: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let length = size("length", length)?;
-        let slot = |&index: &i64| {
-            usize::try_from(index).map_err(|_| PyIndexError::new_err(format!("index {index} is negative")))
-        };
-        let starts = indices.as_array().iter().map(slot).collect::<PyResult<Vec<_>>>()?;
+        let indices = indices.as_array();
+        if let Some(index) = indices.iter().find(|index| **index < 0) {
+            return Err(PyIndexError::new_err(format!("index {index} is negative")));
+        }
+        let starts = try_collect(indices.iter().map(|&index| index as usize), "indices").map_err(to_python)?;
         let stacks = stacks(&self.fields, stack, self.rows_per_env)?;
         let layout = Layout { length, within_episode, stacks: &stacks };
         let fields = sequence_outputs(&self.fields, &layout)?;
-        let mut outputs = Outputs::new(py, &fields, &[starts.len(), length], out)?;
+        let mut outputs = Outputs::new(py, &fields, &[starts.len(), length], out, &self.pool)?;
         let targets = outputs.bytes();
         py.detach(|| gather_sequences(&self.read(), &starts, &layout, targets)).map_err(to_python)?;
         outputs.into_dict(py)
@@ -234,9 +250,9 @@ impl Replay {
 
     /// Rows that each environment has ever been given.
     #[getter]
-    fn totals<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        let totals = py.detach(|| self.read().totals().to_vec());
-        PyArray1::from_iter(py, totals.into_iter().map(|total| total as i64))
+    fn totals<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        let totals = py.detach(|| try_collect(self.read().totals().iter().map(|&total| total as i64), "totals"));
+        Ok(PyArray1::from_vec(py, totals.map_err(to_python)?))
     }
 
     #[getter]

@@ -8,9 +8,9 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    memory::table,
+    memory::{table, try_collect},
     ring::{Ring, split},
-    starts::Starts,
+    starts::{RANGES, STARTS, Starts},
 };
 
 /// The priorities of every slot, as they are saved.
@@ -22,6 +22,14 @@ pub struct Priorities {
     pub largest: f64,
     /// Rows that the priorities know of, by environment.
     pub seen: Vec<u64>,
+}
+
+impl Priorities {
+    /// A copy, where there is room for it.
+    pub fn try_clone(&self) -> Result<Self> {
+        let values = try_collect(self.values.iter().copied(), "the priorities of a sampler")?;
+        Ok(Self { values, largest: self.largest, seen: try_collect(self.seen.iter().copied(), RANGES)? })
+    }
 }
 
 /// A sampler whose weights are `priority^alpha`; bound to the first ring it is used with.
@@ -128,26 +136,26 @@ impl Prioritized {
                 tree.set(starts.ring(), self.changed.iter().copied(), |slot| self.weight(slot));
                 tree
             }
-            None => StartTree::new(starts, |slot| self.weight(slot)),
+            None => StartTree::new(starts, |slot| self.weight(slot))?,
         };
         self.changed.clear();
         let weight = |slot| self.weight(slot);
         let drawn = if replacement {
-            tree.draw(starts, count, rng, weight)
+            tree.draw(starts, count, rng, weight)?
         } else {
-            tree.draw_distinct(starts, count, rng, weight)
+            tree.draw_distinct(starts, count, rng, weight)?
         };
         let changed = drawn.refused.iter().chain(if replacement { &[][..] } else { &drawn.starts });
         tree.set(starts.ring(), changed.copied(), |slot| self.weight(slot));
         // From the tree, whose leaves were just read.
-        let logs: Vec<f64> = drawn.starts.iter().map(|&slot| tree.weight(slot).log2()).collect();
+        let logs = try_collect(drawn.starts.iter().map(|&slot| tree.weight(slot).log2()), STARTS)?;
         self.tree = Some(tree);
         if drawn.starts.len() < count {
             let message = starts.too_few(count, !replacement, drawn.starts.len());
             return Error::value(format!("{message} with a priority above 0"));
         }
         let least = logs.iter().copied().fold(f64::INFINITY, f64::min);
-        let weights = logs.into_iter().map(|log| (beta * (least - log)).exp2() as f32).collect();
+        let weights = try_collect(logs.into_iter().map(|log| (beta * (least - log)).exp2() as f32), STARTS)?;
         Ok((drawn.starts, weights))
     }
 
@@ -160,8 +168,9 @@ impl Prioritized {
     fn follow(&mut self, ring: &Ring) -> Result<()> {
         let Priorities { values, largest, seen } = &mut self.priorities;
         if values.is_empty() {
-            *values = table(*largest, ring.slots());
-            *seen = ring.totals().to_vec();
+            let known = try_collect(ring.totals().iter().copied(), RANGES)?;
+            *values = table(*largest, ring.slots(), "the priorities of a sampler")?;
+            *seen = known;
             self.bound = Some(ring.id());
             return Ok(());
         }
