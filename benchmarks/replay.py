@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -23,12 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 import replay_peers as peers
+from drama._native import cores
 from drama.replay import Batch, DynamicFrequency, Prioritized, ReplayBuffer
 from timing import Parts, Row, compare, elapsed, rows, show
 
 FRAME = (64, 64, 3)
 EPISODE = 1000
-THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+THREADS = cores()
 
 Array = npt.NDArray[Any]
 

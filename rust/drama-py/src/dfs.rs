@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use crate::{
     arrays::{copied, number, size},
     error::{lock, to_python},
+    fork::detached,
     replay::Replay,
 };
 
@@ -38,7 +39,7 @@ impl DynamicFrequency {
 
     /// The counts n and b of every slot of `replay`.
     fn counts<'py>(&self, py: Python<'py>, replay: &Replay) -> PyResult<(Counts<'py>, Counts<'py>)> {
-        let counters = py.detach(|| {
+        let counters = detached(py, || {
             let ring = replay.read();
             lock(&self.core).counters(&ring)?.try_clone()
         });
@@ -48,7 +49,7 @@ impl DynamicFrequency {
 
     /// Counts n and b, rows seen by environment, number of environments.
     fn state<'py>(&self, py: Python<'py>) -> PyResult<State<'py>> {
-        let counters = py.detach(|| lock(&self.core).export().try_clone());
+        let counters = detached(py, || lock(&self.core).export().try_clone());
         let Counters { n, b, seen, num_envs } = counters.map_err(to_python)?;
         Ok((PyArray1::from_vec(py, n), PyArray1::from_vec(py, b), PyArray1::from_vec(py, seen), num_envs))
     }
@@ -64,6 +65,6 @@ impl DynamicFrequency {
     ) -> PyResult<()> {
         let (n, b, seen) = (copied(&n)?, copied(&b)?, copied(&seen)?);
         let counters = Counters { n, b, seen, num_envs: size("num_envs", num_envs)? };
-        py.detach(|| lock(&self.core).import(counters)).map_err(to_python)
+        detached(py, || lock(&self.core).import(counters)).map_err(to_python)
     }
 }

@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use crate::{
     arrays::{copied, number},
     error::{lock, to_python},
+    fork::detached,
     replay::Replay,
 };
 
@@ -36,12 +37,12 @@ impl Prioritized {
         priorities: PyReadonlyArray1<'_, f64>,
     ) -> PyResult<()> {
         let (indices, priorities) = (copied(&indices)?, copied(&priorities)?);
-        py.detach(|| lock(&self.core).update(&indices, &priorities)).map_err(to_python)
+        detached(py, || lock(&self.core).update(&indices, &priorities)).map_err(to_python)
     }
 
     /// The priority of every slot of `replay`.
     fn priorities<'py>(&self, py: Python<'py>, replay: &Replay) -> PyResult<Bound<'py, PyArray1<f64>>> {
-        let priorities = py.detach(|| {
+        let priorities = detached(py, || {
             let ring = replay.read();
             lock(&self.core).priorities(&ring)?.try_clone()
         });
@@ -50,7 +51,7 @@ impl Prioritized {
 
     /// Priorities, the largest so far, rows seen by environment.
     fn state<'py>(&self, py: Python<'py>) -> PyResult<State<'py>> {
-        let priorities = py.detach(|| lock(&self.core).export().try_clone());
+        let priorities = detached(py, || lock(&self.core).export().try_clone());
         let Priorities { values, largest, seen } = priorities.map_err(to_python)?;
         Ok((PyArray1::from_vec(py, values), largest, PyArray1::from_vec(py, seen)))
     }
@@ -64,6 +65,6 @@ impl Prioritized {
         seen: PyReadonlyArray1<'_, u64>,
     ) -> PyResult<()> {
         let (values, seen) = (copied(&values)?, copied(&seen)?);
-        py.detach(|| lock(&self.core).import(Priorities { values, largest, seen })).map_err(to_python)
+        detached(py, || lock(&self.core).import(Priorities { values, largest, seen })).map_err(to_python)
     }
 }

@@ -1,6 +1,6 @@
 //! What the arguments of a draw mean, and the draw itself.
 
-use drama_core::{ChaCha8Rng, Error, Role, Starts, draw_recent, draw_uniform};
+use drama_core::{ChaCha8Rng, Error, Ring, Role, Starts, draw_recent, draw_uniform};
 use pyo3::{
     exceptions::PyValueError,
     prelude::*,
@@ -67,12 +67,12 @@ impl Sampler {
 
 impl Drawn {
     /// Fills the arrays `weights` and `indices` of a batch.
-    pub(crate) fn write(&self, weights: &mut [u8], indices: &mut [u8]) {
+    pub(crate) fn write(&self, ring: &Ring, weights: &mut [u8], indices: &mut [u8]) {
         for (at, target) in weights.as_chunks_mut().0.iter_mut().enumerate() {
             *target = self.weights.as_ref().map_or(1.0, |weights| weights[at]).to_ne_bytes();
         }
         for (&slot, target) in self.slots.iter().zip(indices.as_chunks_mut().0) {
-            *target = (slot as i64).to_ne_bytes();
+            *target = ring.index(slot).to_ne_bytes();
         }
     }
 }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    memory::{table, try_collect},
+    memory::{room, table, try_collect},
     ring::{Ring, split},
     starts::{RANGES, STARTS, Starts},
 };
@@ -83,7 +83,8 @@ impl Prioritized {
         Ok(())
     }
 
-    /// Sets the priorities of the rows in slots `indices`; the last one counts where a slot is named twice.
+    /// Sets the priorities of the rows that a batch named by `indices`, but not of those overwritten since; the last one
+    /// counts where a row is named twice.
     pub fn update(&mut self, indices: &[i64], priorities: &[f64]) -> Result<()> {
         if indices.len() != priorities.len() {
             return Error::value(format!(
@@ -94,22 +95,31 @@ impl Prioritized {
         }
         let (slots, seen) = (self.priorities.values.len(), &self.priorities.seen);
         let rows = slots.checked_div(seen.len()).unwrap_or(0);
+        // Slot of a row, and whether it is still there.
         let known = |index: i64| {
-            let slot = usize::try_from(index).ok().filter(|&slot| slot < slots)?;
+            let index = usize::try_from(index).ok()?;
+            let (slot, lap) = (index.checked_rem(slots)?, index / slots);
             let (env, position) = split(slot, rows);
-            (seen[env] > position as u64).then_some(slot)
+            let t = lap as u64 * rows as u64 + position as u64;
+            (t < seen[env]).then_some((slot, t + rows as u64 >= seen[env]))
         };
-        if let Some((at, &index)) = indices.iter().enumerate().find(|(_, index)| known(**index).is_none()) {
-            return Error::value(format!("indices[{at}] is {index}, a slot in which the sampler knows no row"));
+        let mut current = room(indices.len(), STARTS)?;
+        for (at, (&index, &priority)) in indices.iter().zip(priorities).enumerate() {
+            match known(index) {
+                Some((slot, true)) => current.push((slot, priority)),
+                Some((_, false)) => {}
+                None => {
+                    return Error::value(format!("indices[{at}] is {index}, a row that the sampler does not know"));
+                }
+            }
         }
         check_priorities(priorities)?;
-        let values = &mut self.priorities.values;
-        for (&index, &priority) in indices.iter().zip(priorities) {
-            values[index as usize] = priority;
+        for &(slot, priority) in &current {
+            self.priorities.values[slot] = priority;
             self.priorities.largest = self.priorities.largest.max(priority);
         }
         // Which of them are starts now, only the ring knows.
-        self.changed.extend(indices.iter().map(|&index| index as usize));
+        self.changed.extend(current.iter().map(|(slot, _)| slot));
         if self.changed.len() > slots {
             self.changed.clear();
             self.tree = None;
