@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -23,12 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 import replay_peers as peers
+from drama._native import cores
 from drama.replay import Batch, DynamicFrequency, Prioritized, ReplayBuffer
 from timing import Parts, Row, compare, elapsed, rows, show
 
 FRAME = (64, 64, 3)
 EPISODE = 1000
-THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+THREADS = cores()
 
 Array = npt.NDArray[Any]
 
@@ -123,6 +123,32 @@ def sequences(options: Options) -> list[Row]:
             **slices(size, length),
         }
         table += compare("sequences", f"{size} x {length} of {count} frames 64x64x3", parts, options.seconds)
+    return table
+
+
+class Anew:
+    """Draws without `out=`, with the batch before still there, as a loop has it; or into the one batch."""
+
+    def __init__(self, buffer: ReplayBuffer, size: int, length: int, again: bool) -> None:
+        self.draw = partial(buffer.sample, size, length)
+        self.again = again
+        self.batch = self.draw()
+
+    def __call__(self) -> None:
+        self.batch = self.draw(out=self.batch if self.again else None)
+
+
+def results(options: Options) -> list[Row]:
+    """The memory of results: with `out=` and without, side by side."""
+    source = frames(options.rows)
+    buffer = frame_buffer(source, options.rows)
+    table = []
+    for size, length in ((16, 128), (64, 64), (1024, 8)):
+        parts: Parts = {
+            "without out=": Anew(buffer, size, length, again=False),
+            "with out=": Anew(buffer, size, length, again=True),
+        }
+        table += compare("results", f"{size} x {length} of {options.rows} frames 64x64x3", parts, options.seconds)
     return table
 
 
@@ -236,7 +262,14 @@ def saves(options: Options) -> list[Row]:
     return rows("save", f"{len(source)} frames 64x64x3", times)
 
 
-SECTIONS = {"sequences": sequences, "draw": draws, "add": adds, "transitions": transitions, "save": saves}
+SECTIONS = {
+    "sequences": sequences,
+    "results": results,
+    "draw": draws,
+    "add": adds,
+    "transitions": transitions,
+    "save": saves,
+}
 
 
 def main() -> None:

@@ -13,12 +13,15 @@ __all__ = [
     "Replay",
     "VectorBoard",
     "__version__",
+    "cores",
 ]
 
 __version__: str
 
 _AtariState: TypeAlias = tuple[bytes, bytes, tuple[list[int], int, int] | None, int]
 _Source: TypeAlias = str | tuple[DynamicFrequency, str] | tuple[Prioritized, bool, float]
+
+def cores() -> int: ...
 
 @final
 class Replay:

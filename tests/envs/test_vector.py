@@ -18,9 +18,9 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from vector_envs import Calm, Counter, Nested, Painter, Slow, Words
 
+from drama._native import cores
 from drama.config import EnvConfig
 from drama.envs import VectorEnv, make_atari, make_env, make_vector
-from drama.envs.measure import cores
 
 Env = gymnasium.Env[Any, Any]
 MODES = list(AutoresetMode)

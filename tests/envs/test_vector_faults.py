@@ -24,7 +24,6 @@ from gymnasium.vector import AutoresetMode
 from vector_envs import Counter, Nested, Painter, Slow
 
 from drama.envs import EnvError, VectorEnv, WorkerDied, make_vector
-from drama.envs.measure import quota
 from drama.envs.vector import _pickled
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -704,22 +703,33 @@ def test_every_environment_is_closed_and_the_first_error_told() -> None:
         env.reset()
 
 
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({"cpu.max": "150000 100000\n"}, 1.5),
-        ({"cpu.max": "max 100000\n"}, float("inf")),
-        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2.0),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, float("inf")),
-        ({"cpu.max": "what\n"}, float("inf")),
-        ({}, float("inf")),
-    ],
-)
-def test_the_quota_of_a_container_counts(tmp_path: Path, files: dict[str, str], cores: float) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert quota(tmp_path) == cores
+def test_cores_are_those_of_the_affinity_and_of_the_quota() -> None:
+    script = "import os, sys; {}; from drama._native import cores; print(cores())"
+
+    def counted(before: str) -> int:
+        return int(
+            subprocess.run([sys.executable, "-c", script.format(before)], stdout=-1, text=True, check=True).stdout
+        )
+
+    if hasattr(os, "sched_setaffinity"):
+        assert counted("os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})") == 1
+    # Version 1 or 2, where this user may make a group.
+    for root, limits in (
+        (Path("/sys/fs/cgroup/cpu"), {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "100000"}),
+        (Path("/sys/fs/cgroup"), {"cpu.max": "100000 100000"}),
+    ):
+        group = root / f"drama-test-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            if all((group / name).exists() for name in limits):
+                for name, value in limits.items():
+                    (group / name).write_text(value)
+                assert counted(f"open('{group}/cgroup.procs', 'w').write(str(os.getpid()))") == 1
+        finally:
+            group.rmdir()
 
 
 class Wordy(gymnasium.Env[Any, Any]):

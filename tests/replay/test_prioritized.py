@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from drama.replay import MostRecent, Prioritized, ReplayBuffer
+from drama.replay import DynamicFrequency, MostRecent, Prioritized, ReplayBuffer, Uniform
 
 chisquare = pytest.importorskip("scipy.stats").chisquare
 
@@ -43,6 +43,13 @@ def starts(buffer: ReplayBuffer, length: int) -> npt.NDArray[np.int64]:
     return np.array(slots)
 
 
+def named(buffer: ReplayBuffer, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """What batches name the rows that are in slots now."""
+    env, place = np.divmod(slots, buffer.rows_per_env)
+    turns = (buffer.totals[env] - 1 - place) // buffer.rows_per_env
+    return slots + turns * ENVS * buffer.rows_per_env
+
+
 def shares(priorities: Any, alpha: float) -> npt.NDArray[np.float64]:
     powers = np.asarray(priorities, float) ** alpha
     return np.asarray(powers / powers.sum())
@@ -50,7 +57,8 @@ def shares(priorities: Any, alpha: float) -> npt.NDArray[np.float64]:
 
 def draw_many(buffer: ReplayBuffer, sampler: Prioritized, batches: int = 400) -> npt.NDArray[np.int64]:
     drawn = [buffer.sample(500, LENGTH, sampler=sampler)["indices"] for _ in range(batches)]
-    return np.bincount(np.concatenate(drawn), minlength=ENVS * buffer.rows_per_env)
+    slots = ENVS * buffer.rows_per_env
+    return np.bincount(np.concatenate(drawn) % slots, minlength=slots)
 
 
 def check_shares(buffer: ReplayBuffer, sampler: Prioritized, priorities: npt.NDArray[np.float64]) -> None:
@@ -75,7 +83,7 @@ def test_draws_are_proportional_after_updates_and_overwriting(alpha: float) -> N
         slots = random.choice(ENVS * ROWS, 9, replace=False)
         values = random.uniform(0.1, 3.0, 9)
         values[0] = 0.0 if alpha else 1.0
-        sampler.update_priorities(slots, values)
+        sampler.update_priorities(named(buffer, slots), values)
         priorities[slots] = values
         # Rows of one environment only: its old rows give way to rows with the largest priority so far.
         for _ in range(3):
@@ -142,6 +150,36 @@ def test_the_last_of_two_priorities_counts() -> None:
     assert sampler.state_dict()["largest"] == 6.0
 
 
+def test_late_priorities_pass_over_rows_that_were_overwritten() -> None:
+    buffer, sampler = make(rows=4, total=4), Prioritized()
+    indices = buffer.sample(8, 1, sampler=Uniform(replacement=False))["indices"]
+    buffer.sample(1, 1, sampler=sampler)
+    add_some(buffer, 0)
+    # Whether the sampler has seen the new row or not.
+    for _ in range(2):
+        sampler.update_priorities(indices, np.full(8, 0.25))
+        expected = np.full(8, 0.25)
+        expected[0] = 1.0
+        np.testing.assert_array_equal(sampler.priorities(buffer), expected)
+    new = buffer.sample(1, 1, sampler=MostRecent())["indices"]
+    assert new % 8 == 0
+    assert new > indices.max()
+    sampler.update_priorities(new, [9.0])
+    assert sampler.priorities(buffer)[0] == 9.0
+    with pytest.raises(IndexError, match="index 0: its row was overwritten"):
+        buffer.gather([0], 1)
+    assert buffer.gather(new, 1)["is_first"].shape == (1, 1)
+
+
+def test_what_a_sampler_was_made_with_stays() -> None:
+    sampler, frequency = Prioritized(alpha=0.5), DynamicFrequency()
+    for thing, name in ((sampler, "alpha"), *((frequency, name) for name in ("temperature", "ratio", "alpha", "beta"))):
+        with pytest.raises(AttributeError):
+            setattr(thing, name, 0.1)
+    assert repr(sampler) == "Prioritized(alpha=0.5, beta=0.4, replacement=True)"
+    assert repr(frequency) == "DynamicFrequency(temperature=10.0, ratio=0.015625, alpha=1.0, beta=1.0)"
+
+
 @pytest.mark.parametrize(
     ("indices", "priorities", "message"),
     [
@@ -149,9 +187,9 @@ def test_the_last_of_two_priorities_counts() -> None:
         ([0, 1, 2], [1.0, np.nan, -1.0], r"priorities\[1\] is NaN, expected a finite one of at least 0"),
         ([0, 1], [1.0, -0.5], r"priorities\[1\] is -0.5, expected"),
         ([0, 1], [np.inf, 1.0], r"priorities\[0\] is inf, expected"),
-        ([0, 24], [1.0, 1.0], r"indices\[1\] is 24, a slot in which the sampler knows no row"),
-        ([-1, 0], [1.0, 1.0], r"indices\[0\] is -1, a slot"),
-        ([0, 5], [1.0, 1.0], r"indices\[1\] is 5, a slot"),
+        ([0, 24], [1.0, 1.0], r"indices\[1\] is 24, a row that the sampler does not know"),
+        ([-1, 0], [1.0, 1.0], r"indices\[0\] is -1, a row"),
+        ([0, 5], [1.0, 1.0], r"indices\[1\] is 5, a row"),
         ([0, 1], [1.0], "got 1 priorities for 2 indices, expected as many"),
         ([0.0, 1.0], [1.0, 1.0], "indices: got dtype float64"),
         ([[0, 1]], [1.0, 1.0], r"indices: got dtype int64 and shape \(1, 2\), expected integers \[B\]"),
@@ -175,7 +213,7 @@ def test_misuse_is_refused() -> None:
     with pytest.raises(ValueError, match="beta must be from 0 to 1e3, got -1"):
         buffer.sample(1, 1, sampler=Prioritized(beta=-1.0))
     sampler = Prioritized()
-    with pytest.raises(ValueError, match=r"indices\[0\] is 0, a slot in which the sampler knows no row"):
+    with pytest.raises(ValueError, match=r"indices\[0\] is 0, a row that the sampler does not know"):
         sampler.update_priorities([0], [1.0])
     buffer.sample(1, 1, sampler=sampler)
     with pytest.raises(ValueError, match="was used with another buffer"):
@@ -226,8 +264,8 @@ def test_the_newest_starts_come_in_order() -> None:
     add_some(buffer, 1)
     newest = [(15 - LENGTH) % ROWS, ROWS + (16 - LENGTH) % ROWS, (14 - LENGTH) % ROWS, ROWS + (15 - LENGTH) % ROWS]
     batch = buffer.sample(4, LENGTH, sampler=MostRecent())
-    assert batch["indices"].tolist() == newest
-    everything = buffer.sample(20, LENGTH, sampler=MostRecent())["indices"]
+    assert batch["indices"].tolist() == named(buffer, np.array(newest)).tolist()
+    everything = buffer.sample(20, LENGTH, sampler=MostRecent())["indices"] % (ENVS * ROWS)
     np.testing.assert_array_equal(np.sort(everything), np.sort(starts(buffer, LENGTH)))
     with pytest.raises(ValueError, match="asked for 21 distinct starts of length 3, but only 20 exist"):
         buffer.sample(21, LENGTH, sampler=MostRecent())

@@ -279,24 +279,24 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("target", ["manifest.json", "chunk-000001-00000001.bin"])
+@pytest.mark.parametrize("target", ["manifest.json", "chunk-*-000001-00000001.bin"])
 @pytest.mark.parametrize(
     "content",
     [b"", b"\0" * 4096, b"PK\x03\x04" + bytes(100), b"\x93NUMPY\x01\0", b"{}", b"[" * 100_000, b"\xff\xfe", "cut"],
     ids=["empty", "zeros", "zip", "npy", "object", "nested", "utf16", "cut"],
 )
 def test_foreign_content_is_refused(saved: Path, target: str, content: bytes | str) -> None:
-    path = saved / target
+    (path,) = saved.glob(target)
     path.write_bytes(content if isinstance(content, bytes) else path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=f"{target}: "):
+    with pytest.raises(ValueError, match=f"{path.name}: "):
         ReplayBuffer.load(saved)
 
 
-@pytest.mark.parametrize("target", ["manifest.json", "chunk-000001-00000001.bin"])
+@pytest.mark.parametrize("target", ["manifest.json", "chunk-*-000001-00000001.bin"])
 @pytest.mark.parametrize("kind", ["directory", "pipe", "device"])
 @pytest.mark.skipif(sys.platform == "win32", reason="needs pipes and devices that are files")
 def test_what_is_not_a_regular_file_is_refused(saved: Path, target: str, kind: str) -> None:
-    path = saved / target
+    (path,) = saved.glob(target)
     path.unlink()
     if kind == "directory":
         path.mkdir()
@@ -304,7 +304,7 @@ def test_what_is_not_a_regular_file_is_refused(saved: Path, target: str, kind: s
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/zero")
-    with pytest.raises(ValueError, match=f"{target}: is not a regular file"):
+    with pytest.raises(ValueError, match=f"{path.name}: is not a regular file"):
         ReplayBuffer.load(saved)
 
 
@@ -313,7 +313,7 @@ def test_chunks_may_not_change_places(saved: Path) -> None:
     first.rename(saved / "aside")
     second.rename(first)
     (saved / "aside").rename(second)
-    with pytest.raises(ValueError, match="chunk-000000"):
+    with pytest.raises(ValueError, match=r"chunk-.*-000000-"):
         ReplayBuffer.load(saved)
 
 

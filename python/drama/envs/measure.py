@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
-import os
 import random
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -24,24 +21,6 @@ ECHO_SECONDS, ECHOES, LONGEST_ECHO_SECONDS = 0.02, 16, 0.1
 # What a step of a vector costs this process beyond the environments', and what workers must save to be worth a core.
 OVERHEAD_SECONDS = 5e-6
 WORTH = 0.85
-
-
-def cores() -> int:
-    """Cores that this process may use, by its affinity and by the quota of its control group."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(count, quota(Path("/sys/fs/cgroup")))))
-
-
-def quota(group: Path) -> float:
-    """Cores that the control group mounted at `group` allows, of version 2 or 1; infinite where it sets no limit."""
-    try:
-        if (group / "cpu.max").exists():
-            limit, period = (group / "cpu.max").read_text().split()
-        else:
-            limit, period = ((group / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
-        return math.inf if limit in ("max", "-1") else int(limit) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        return math.inf
 
 
 def step_seconds(env: gymnasium.Env[Any, Any]) -> float | None:

@@ -19,9 +19,9 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from drama._native import VectorBoard
+from drama._native import VectorBoard, cores
 from drama.envs.batches import Batches
-from drama.envs.measure import cores, step_seconds, workers_pay
+from drama.envs.measure import step_seconds, workers_pay
 from drama.envs.processes import POLL_SECONDS, Worker, WorkerDied, encode, why
 from drama.envs.worker import EnvError, EnvGroup, Layout, Payload, describe, fast_fields, to_mail
 

@@ -51,7 +51,8 @@ def _declared(name: str, spec: FieldSpec) -> tuple[list[int], str]:
 class ReplayBuffer:
     """Stores the last rows of `num_envs` streams and draws sequences from them.
 
-    Memory is taken as rows are written. All methods may be called from several threads.
+    Memory is taken as rows are written. All methods may be called from several threads, and a process may fork
+    meanwhile: the child's buffer is a copy.
 
     With `storage` the rows lie in mapped files instead, for more data than there is memory. These files are working
     memory, not a save: they have no name, and their room is free again when the buffer is gone or the process ends,
@@ -76,6 +77,7 @@ class ReplayBuffer:
             compressed.
         TypeError: a number is no integer, or `fields` is no mapping of names to shape and dtype.
         OSError: `storage` cannot be written or has too little room.
+        MemoryError: there is no memory for the rows.
     """
 
     def __init__(
@@ -142,8 +144,8 @@ class ReplayBuffer:
             batch_size: number of sequences B.
             length: rows of each sequence T.
             sampler: how starts are chosen; by default uniformly, with replacement.
-            out: arrays to use again, such as an earlier batch of the same shape or pinned memory. Large batches are
-                drawn several times faster into memory that is there already.
+            out: arrays to use again, such as an earlier batch of the same shape or pinned memory. Without it the memory
+                of earlier batches is used again, once nobody has anything of them any more.
             within_episode: end a sequence with its episode or with the newest row. What is lacking is zero, and `mask`,
                 bool `[B, T]`, is true for the rows that are real. Every row is a start then.
             stack: frames k by field: the field becomes `[B, T, k, ...]`, the last k frames of the episode up to each
@@ -156,6 +158,7 @@ class ReplayBuffer:
         Raises:
             ValueError: there are too few starts, a size is out of range, or an array of `out` does not fit.
             TypeError: an argument is of the wrong type.
+            MemoryError: there is no memory for the batch.
         """
         options: dict[str, Any] = {}
         if within_episode:
@@ -222,11 +225,14 @@ class ReplayBuffer:
         within_episode: bool = False,
         stack: Stack | None = None,
     ) -> Batch:
-        """Copy the sequences of `length` rows that start in the slots `indices`, `[B]`, into `out` as `sample` does.
+        """Copy the sequences of `length` rows that start in the rows `indices`, `[B]`, into `out` as `sample` does.
+
+        Rows are named as in `Batch`, which `sample` returns.
 
         Raises:
             ValueError: `indices` are no integers `[B]`.
-            IndexError: a slot holds no row, fewer than `length` rows follow from it, or a frame to stack is gone.
+            IndexError: a row is not there or was overwritten, fewer than `length` rows follow from it, or a frame to
+                stack is gone.
         """
         slots = np.asarray(indices)
         if slots.ndim != 1 or (slots.size and slots.dtype.kind not in "iu"):
@@ -237,10 +243,12 @@ class ReplayBuffer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save to the directory `path`, writing only what changed since the last save or load.
 
-        A save that is cut off leaves the one before it intact.
+        A save that is cut off leaves the one before it intact. Rows can be added and drawn meanwhile. Several savers of
+        one buffer, in several processes too, take turns; no file is touched but those of this buffer.
 
         Raises:
             OSError: a file cannot be written.
+            ValueError: the directory has the save of another buffer.
         """
         self.native.save(os.fspath(path))
 
@@ -250,7 +258,7 @@ class ReplayBuffer:
 
         Raises:
             OSError: a file cannot be read, or `storage` cannot be written or has too little room.
-            ValueError: a file is damaged, foreign or of a newer version; the message names it.
+            ValueError: a file is damaged, foreign or of another version; the message names it.
         """
         buffer = cls.__new__(cls)
         buffer.native = _native.Replay.load(os.fspath(path), storage)

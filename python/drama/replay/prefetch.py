@@ -122,12 +122,20 @@ class Prefetcher(Generic[T]):
         Raises:
             RuntimeError: this process was forked from the one that draws.
         """
-        if self._close.alive and not self._thread.is_alive():
-            raise RuntimeError("the prefetcher's thread is not in this process: make a new one after a fork")
+        self._check_process()
         return cast(T, self._line.take())
 
+    def _check_process(self) -> None:
+        if self._close.alive and not self._thread.is_alive():
+            raise RuntimeError("the prefetcher's thread is not in this process: make a new one after a fork")
+
     def settle(self) -> None:
-        """Wait until `depth` batches, or an error, are ready: then nothing is drawn before the next `next`."""
+        """Wait until `depth` batches, or an error, are ready: then nothing is drawn before the next `next`.
+
+        Raises:
+            RuntimeError: this process was forked from the one that draws.
+        """
+        self._check_process()
         self._line.settle()
 
     def close(self) -> None:

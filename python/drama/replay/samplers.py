@@ -18,7 +18,12 @@ _FLOAT64 = np.dtype(np.float64)
 
 Array: TypeAlias = npt.NDArray[Any]
 Batch: TypeAlias = dict[str, Array]
-"""Arrays by field name, `indices` int64 `[B]` (slots of the starts) and `weights` float32 `[B]`."""
+"""Arrays by field name, `indices` int64 `[B]`, which name the rows of the starts, and `weights` float32 `[B]`.
+
+An index is one row's alone for ever, so what comes late for a row that was overwritten does no harm to the one in its
+place. Row `t` of environment `e` is `e * L + t % L + (t // L) * E * L`, with E environments of L rows each: with one
+environment, `t`. `indices % (E * L)` is the place, or slot, of a row in the counts and priorities of a sampler.
+"""
 Stack: TypeAlias = Mapping[str, int]
 """How many frames are stacked, by field name."""
 
@@ -118,10 +123,15 @@ class Prioritized(NativeSampler):
     """
 
     def __init__(self, alpha: float = 0.6, beta: float = 0.4, replacement: bool = True) -> None:
-        self.alpha = alpha
+        self._alpha = alpha
         self.beta = beta
         self.replacement = replacement
         self.native = _native.Prioritized(alpha)
+
+    @property
+    def alpha(self) -> float:
+        """Exponent of the priorities; it stays as it was given."""
+        return self._alpha
 
     @property
     def source(self) -> _native._Source:
@@ -129,12 +139,12 @@ class Prioritized(NativeSampler):
         return (self.native, bool(self.replacement), self.beta)
 
     def update_priorities(self, indices: npt.ArrayLike, priorities: npt.ArrayLike) -> None:
-        """Set the priorities, `[B]`, of the rows in the slots `indices`, `[B]`, as a batch names them.
+        """Set the priorities, `[B]`, of the rows `indices`, `[B]`, as a batch names them.
 
-        Where a slot is named twice, the last priority counts.
+        Where a row is named twice, the last priority counts; rows that were overwritten since are passed over.
 
         Raises:
-            ValueError: a slot holds no row that the sampler knows, a priority is negative or not finite, or the lengths
+            ValueError: a row is none that the sampler knows, a priority is negative or not finite, or the lengths
                 differ; the message names the first offender and nothing is changed.
         """
         slots = np.asarray(indices)
@@ -149,7 +159,7 @@ class Prioritized(NativeSampler):
         )
 
     def priorities(self, buffer: ReplayBuffer) -> npt.NDArray[np.float64]:
-        """Return a copy of the priorities, float64 `[slots]`, indexed as a batch's `indices` are."""
+        """Return a copy of the priorities, float64 `[slots]`; `indices % slots` are the places of a batch's rows."""
         return self.native.priorities(buffer.native)
 
     def state_dict(self) -> dict[str, Any]:
@@ -193,11 +203,30 @@ class DynamicFrequency:
     def __init__(
         self, temperature: float = 10.0, ratio: float = 16 / 1024, alpha: float = 1.0, beta: float = 1.0
     ) -> None:
-        self.temperature = temperature
-        self.ratio = ratio
-        self.alpha = alpha
-        self.beta = beta
+        self._options = (temperature, ratio, alpha, beta)
         self.native = _native.DynamicFrequency(temperature, ratio, alpha, beta)
+
+    # They stay as they were given: the weights of all rows are computed from them.
+
+    @property
+    def temperature(self) -> float:
+        """How many uses change the weight by a factor of e."""
+        return self._options[0]
+
+    @property
+    def ratio(self) -> float:
+        """World-model batch size over imagination batch size."""
+        return self._options[1]
+
+    @property
+    def alpha(self) -> float:
+        """Weight of imagination's own use."""
+        return self._options[2]
+
+    @property
+    def beta(self) -> float:
+        """Weight of the world model's use beyond imagination's."""
+        return self._options[3]
 
     @property
     def world_model(self) -> NativeSampler:
@@ -210,7 +239,7 @@ class DynamicFrequency:
         return _Role(self, "imagination")
 
     def counts(self, buffer: ReplayBuffer) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
-        """Return copies of `n` and `b`, uint32 `[slots]`, indexed as a batch's `indices` are."""
+        """Return copies of `n` and `b`, uint32 `[slots]`; `indices % slots` are the places of a batch's rows."""
         return self.native.counts(buffer.native)
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use crate::{
     error::{Error, Result},
-    memory::{STREAM_FROM, stream},
+    memory::{STREAM_FROM, stream, table, try_collect},
     parallel::{BYTES_PER_SHARE, share_out, workers},
     ring::{Ring, Storage},
+    starts::RANGES,
 };
 
 impl Ring {
@@ -28,8 +29,10 @@ impl Ring {
                 return Error::value(format!("envs: the last row of environment {env} does not end an episode"));
             }
         }
+        self.changes += 1;
         for (at, &env) in envs.iter().enumerate() {
             let slot = self.slot(env, self.totals[env] - 1);
+            self.note_change(slot - env * self.rows_per_env, 1);
             for (index, given) in columns.iter().enumerate() {
                 if let Some(bytes) = given {
                     let size = self.schema.fields()[index].row_bytes();
@@ -49,13 +52,14 @@ impl Ring {
             self.check_envs(envs)?;
             envs
         } else {
-            all = (0..self.num_envs).collect();
+            all = try_collect(0..self.num_envs, RANGES)?;
             &all
         };
         self.check_columns(rows, envs.len(), columns)?;
         let ended = |env: usize| self.totals[env].checked_sub(1).is_none_or(|t| self.ended(self.slot(env, t)));
-        let ended: Vec<bool> = envs.iter().map(|&env| ended(env)).collect();
+        let ended = try_collect(envs.iter().map(|&env| ended(env)), RANGES)?;
         self.drop_finals(rows, envs);
+        self.note_changes(rows, envs);
         self.write(rows, envs, columns);
         self.mark_firsts(rows, envs, &ended, columns);
         for &env in envs {
@@ -74,6 +78,23 @@ impl Ring {
             for t in (self.totals[env]..).take(rows.min(self.rows_per_env)) {
                 self.finals.remove(self.slot(env, t));
             }
+        }
+    }
+
+    /// Notes which chunks of a save the next `rows` of each of `envs` will change.
+    fn note_changes(&mut self, rows: usize, envs: &[usize]) {
+        self.changes += 1;
+        let (rows, mut before) = (rows.min(self.rows_per_env), None);
+        for &env in envs {
+            let head = self.heads[env];
+            if rows > 0 && before != Some(head) {
+                let to_the_end = rows.min(self.rows_per_env - head);
+                self.note_change(head, to_the_end);
+                if rows > to_the_end {
+                    self.note_change(0, rows - to_the_end);
+                }
+            }
+            before = Some(head);
         }
     }
 
@@ -132,7 +153,7 @@ impl Ring {
     }
 
     fn check_envs(&self, envs: &[usize]) -> Result<()> {
-        let mut seen = vec![false; self.num_envs];
+        let mut seen = table(false, self.num_envs, RANGES)?;
         for &env in envs {
             match seen.get_mut(env) {
                 None => {

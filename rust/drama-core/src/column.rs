@@ -1,4 +1,4 @@
-//! The bytes of one field: on the heap, or mapped from a file.
+//! The bytes of one field, in memory or in a file.
 
 use std::{
     alloc::Layout,
@@ -8,10 +8,10 @@ use std::{
 
 use crate::{
     error::{Error, Result},
-    memory::{Block, prefer_huge_pages},
+    memory::Block,
 };
 
-/// Zeroed bytes whose pages cost memory only once they are written.
+/// Zeroed bytes that their owner alone reads and writes.
 pub(crate) struct Column(Block);
 
 impl Column {
@@ -24,9 +24,8 @@ impl Column {
             (None, _) => None,
         };
         let Some(block) = block else {
-            return Error::value(format!("no memory for field {name:?}: {rows} rows of {row_bytes} bytes"));
+            return Err(Error::Memory(format!("no memory for field {name:?}: {rows} rows of {row_bytes} bytes")));
         };
-        prefer_huge_pages(block.pointer(), block.len());
         Ok(Self(block))
     }
 
@@ -34,17 +33,32 @@ impl Column {
     /// reserved here: writing to a mapped page that finds no room would kill the process.
     #[cfg(any(target_os = "linux", target_os = "macos"))]
     fn mapped(name: &str, layout: Layout, directory: &Path) -> Result<Self> {
-        use rustix::fs::{FallocateFlags, fallocate};
         let bytes = layout.size();
         let file = unnamed_file(directory).map_err(|source| Error::Io { path: directory.to_owned(), source })?;
         let room = |source| Error::Room { path: directory.to_owned(), field: name.to_owned(), bytes, source };
-        fallocate(&file, FallocateFlags::empty(), 0, bytes as u64).map_err(|errno| room(errno.into()))?;
+        reserve(&file, bytes as u64).map_err(room)?;
         Ok(Self(Block::mapped(layout, &file).map_err(room)?))
     }
 
     #[cfg(not(any(target_os = "linux", target_os = "macos")))]
     fn mapped(_: &str, _: Layout, _: &Path) -> Result<Self> {
         Error::value("storage in files needs Linux or macOS")
+    }
+}
+
+/// Takes room for so many bytes; where the file system cannot do that at once, by writing them.
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+fn reserve(file: &std::fs::File, bytes: u64) -> std::io::Result<()> {
+    use rustix::{
+        fs::{FallocateFlags, fallocate},
+        io::Errno,
+    };
+    use std::io::Read;
+    match fallocate(file, FallocateFlags::empty(), 0, bytes) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+            std::io::copy(&mut std::io::repeat(0).take(bytes), &mut &*file).map(drop)
+        }
+        done => Ok(done?),
     }
 }
 

@@ -8,6 +8,9 @@ pub enum Error {
     /// An argument that has the right type but no sensible meaning.
     #[error("{0}")]
     Value(String),
+    /// More memory than there is, where a caller or a file decided how much.
+    #[error("{0}")]
+    Memory(String),
     /// A start index outside the stored rows.
     #[error("{0}")]
     Index(String),

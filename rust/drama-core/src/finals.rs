@@ -1,6 +1,6 @@
 //! What was seen after the end of an episode, which no row has room for.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 /// Values of fields by the slot of the row that ended the episode.
 pub(crate) struct Finals(Vec<BTreeMap<usize, Box<[u8]>>>);
@@ -28,11 +28,10 @@ impl Finals {
         self.0.iter().all(BTreeMap::is_empty)
     }
 
-    /// All values in order, with field and slot.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, usize, &[u8])> {
-        self.0
-            .iter()
-            .enumerate()
-            .flat_map(|(field, values)| values.iter().map(move |(&slot, bytes)| (field, slot, &**bytes)))
+    /// The values of some slots in order, with field and slot.
+    pub(crate) fn within(&self, slots: Range<usize>) -> impl Iterator<Item = (usize, usize, &[u8])> {
+        self.0.iter().enumerate().flat_map(move |(field, values)| {
+            values.range(slots.clone()).map(move |(&slot, bytes)| (field, slot, &**bytes))
+        })
     }
 }

@@ -2,9 +2,10 @@
 
 use crate::{
     error::{Error, Result},
-    memory::STREAM_FROM,
+    memory::{STREAM_FROM, room},
     parallel::{BYTES_PER_SHARE, share_out, workers},
     ring::Ring,
+    starts::STARTS,
 };
 
 /// What a sequence consists of.
@@ -109,15 +110,21 @@ fn places(ring: &Ring, starts: &[usize], layout: &Layout<'_>) -> Result<Vec<Plac
         let (env, t) = ring.row_of(slot);
         let left = ring.totals()[env] - t;
         if !layout.within_episode && left < length as u64 {
-            return Err(Error::Index(format!("index {slot} is followed by {left} rows, fewer than length {length}")));
+            let index = ring.index(slot);
+            return Err(Error::Index(format!("index {index} is followed by {left} rows, fewer than length {length}")));
         }
         if before > 0 && ring.run_before(env, t, before).is_none() {
-            return Err(Error::Index(format!("index {slot}: one of the {} frames to stack is gone", before + 1)));
+            let index = ring.index(slot);
+            return Err(Error::Index(format!("index {index}: one of the {} frames to stack is gone", before + 1)));
         }
         let real = if layout.within_episode { ring.run(env, t, length) } else { length };
         Ok(Place { env, t, position: slot - env * ring.rows_per_env(), real })
     };
-    starts.iter().map(place).collect()
+    let mut places = room(starts.len(), STARTS)?;
+    for slot in starts {
+        places.push(place(slot)?);
+    }
+    Ok(places)
 }
 
 fn copy(ring: &Ring, places: &[Place], layout: &Layout<'_>, mut outputs: Vec<&mut [u8]>, stream: bool) {

@@ -5,6 +5,8 @@ use std::{
     ptr::NonNull,
 };
 
+use crate::error::{Error, Result};
+
 /// Size from which large pages are asked for, as NumPy does.
 #[cfg(target_os = "linux")]
 const HUGE_FROM: usize = 4 << 20;
@@ -14,7 +16,12 @@ const PAGE: usize = 64 << 10;
 /// Size of a copy from which its target does not stay in the caches anyway.
 pub(crate) const STREAM_FROM: usize = 16 << 20;
 
-/// Zeroed bytes on a cache line, on the heap or mapped from a file. Who may read and write which is up to the owner.
+/// Size from which memory is mapped: what the heap gives zeroed on a cache line, it has written to.
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+const MAP_FROM: usize = 1 << 20;
+
+/// Zeroed bytes on a cache line, whose pages cost memory once they are written: on the heap where they are few, mapped
+/// where they are many or in a file. Who may read and write which is up to the owner.
 pub(crate) struct Block {
     pointer: NonNull<u8>,
     layout: Layout,
@@ -32,9 +39,20 @@ impl Block {
         Layout::from_size_align(bytes, 64).ok().filter(|layout| layout.size() > 0)
     }
 
-    /// Heap memory whose pages cost something only once they are written; `None` where there is none. The layout is
-    /// one that `layout` gave.
+    /// Memory of this process, in large pages where it is large; `None` where there is none. The layout is one that
+    /// `layout` gave.
     pub(crate) fn zeroed(layout: Layout) -> Option<Self> {
+        #[cfg(any(target_os = "linux", target_os = "macos"))]
+        if layout.size() >= MAP_FROM {
+            use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+            let access = ProtFlags::READ | ProtFlags::WRITE;
+            // SAFETY: a new mapping at a place that the system chooses.
+            let pointer =
+                unsafe { mmap_anonymous(std::ptr::null_mut(), layout.size(), access, MapFlags::PRIVATE) }.ok()?;
+            let block = Self { pointer: NonNull::new(pointer.cast())?, layout, mapped: true };
+            prefer_huge_pages(block.pointer(), layout.size());
+            return Some(block);
+        }
         // SAFETY: the layout has a size above zero.
         let pointer = NonNull::new(unsafe { alloc_zeroed(layout) })?;
         Some(Self { pointer, layout, mapped: false })
@@ -65,7 +83,7 @@ impl Block {
 impl Drop for Block {
     fn drop(&mut self) {
         if self.mapped {
-            // SAFETY: mapped in `mapped` with this size. It cannot fail for a mapping that exists.
+            // SAFETY: mapped in `zeroed` or `mapped` with this size. It cannot fail for a mapping that exists.
             #[cfg(any(target_os = "linux", target_os = "macos"))]
             let _ = unsafe { rustix::mm::munmap(self.pointer.as_ptr().cast(), self.layout.size()) };
         } else {
@@ -76,7 +94,7 @@ impl Drop for Block {
 }
 
 /// Asks for large pages behind memory just allocated: rows drawn here and there cost few page walks then.
-pub(crate) fn prefer_huge_pages<T>(start: *const T, bytes: usize) {
+fn prefer_huge_pages<T>(start: *const T, bytes: usize) {
     #[cfg(target_os = "linux")]
     if bytes >= HUGE_FROM {
         use rustix::mm::{Advice, madvise};
@@ -91,12 +109,28 @@ pub(crate) fn prefer_huge_pages<T>(start: *const T, bytes: usize) {
     let _ = (start, bytes);
 }
 
+/// Room for `len` values, which `what` names: an error where there is none. For sizes that a caller or a file decides.
+pub(crate) fn room<T>(len: usize, what: &str) -> Result<Vec<T>> {
+    let mut room = Vec::new();
+    match room.try_reserve_exact(len) {
+        Ok(()) => Ok(room),
+        Err(_) => Err(Error::Memory(format!("no memory for {what}: {len} of {} bytes each", size_of::<T>()))),
+    }
+}
+
+/// As `collect`, into `room`.
+pub fn try_collect<T>(values: impl ExactSizeIterator<Item = T>, what: &str) -> Result<Vec<T>> {
+    let mut collected = room(values.len(), what)?;
+    collected.extend(values);
+    Ok(collected)
+}
+
 /// `len` times `value`, for tables that are read here and there.
-pub(crate) fn table<T: Clone>(value: T, len: usize) -> Vec<T> {
-    let mut table = Vec::with_capacity(len);
+pub(crate) fn table<T: Clone>(value: T, len: usize, what: &str) -> Result<Vec<T>> {
+    let mut table = room(len, what)?;
     prefer_huge_pages(table.as_ptr(), len * size_of::<T>());
     table.resize(len, value);
-    table
+    Ok(table)
 }
 
 /// Starts to read `table[at]`, which will be needed soon. Nothing happens where it does not exist.

@@ -2,10 +2,15 @@
 
 use lz4_flex::block::{compress_into, decompress_into, get_maximum_output_size};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    memory::room,
+};
 
 /// What a length in a save can tell by far.
 const LARGEST_ROW: usize = 1 << 30;
+/// Bytes that one compressed byte can stand for, at most.
+const EXPANSION: usize = 255;
 
 /// One block of bytes per slot, given back when its row is overwritten.
 pub(crate) struct Packed {
@@ -25,11 +30,9 @@ impl Packed {
                 "field {name:?} has rows of {row_bytes} bytes, those of up to {LARGEST_ROW} can be compressed"
             ));
         }
-        let mut rows = Vec::new();
-        match rows.try_reserve_exact(slots) {
-            Ok(()) => Ok(Self { row_bytes, rows, scratch: Vec::new(), stored: 0 }),
-            Err(_) => Error::value(format!("no memory for field {name:?}: {slots} compressed rows")),
-        }
+        let rows = room(slots, &format!("the compressed rows of field {name:?}"))?;
+        let scratch = room(get_maximum_output_size(row_bytes), &format!("a compressed row of field {name:?}"))?;
+        Ok(Self { row_bytes, rows, scratch, stored: 0 })
     }
 
     /// Bytes over all rows.
@@ -58,10 +61,13 @@ impl Packed {
 
     /// Takes a row over as `get` gave it; `false` if it is none.
     pub(crate) fn restore(&mut self, slot: usize, packed: Box<[u8]>) -> bool {
-        let mut row = vec![0; self.row_bytes];
+        // No byte stands for more than `EXPANSION`: what cannot be a row takes no memory for one.
         let whole = packed.len() == self.row_bytes
-            || packed.len() < self.row_bytes
-                && decompress_into(&packed, &mut row).is_ok_and(|len| len == self.row_bytes);
+            || packed.len() < self.row_bytes && self.row_bytes <= (packed.len() + 16) * EXPANSION && {
+                self.scratch.resize(get_maximum_output_size(self.row_bytes), 0);
+                let row = &mut self.scratch[..self.row_bytes];
+                decompress_into(&packed, row).is_ok_and(|len| len == self.row_bytes)
+            };
         if whole {
             self.put(slot, packed);
         }
@@ -81,6 +87,34 @@ impl Packed {
         } else {
             let whole = decompress_into(packed, target).is_ok_and(|len| len == target.len());
             assert!(whole, "every row was compressed by `set` or tried by `restore`");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lz4_flex::block::compress;
+
+    use super::*;
+
+    #[test]
+    fn only_whole_rows_are_restored() {
+        for size in [20, 1000, 1 << 20] {
+            let mut packed = Packed::new("x", 4, size).unwrap();
+            for short in [0, 1, size / 2, size - 1] {
+                assert!(!packed.restore(0, compress(&vec![7; short]).into()), "{short} of {size}");
+                assert!(!packed.restore(0, vec![0; short].into()), "{short} of {size}");
+            }
+            assert!(!packed.restore(0, compress(&vec![7; size + 1]).into()));
+            assert!(!packed.restore(0, vec![7; size + 1].into()));
+            assert_eq!(packed.stored(), 0);
+            for (slot, row) in [(0, vec![7; size]), (1, (0..size).map(|at| (at * at) as u8).collect())] {
+                let whole: Vec<u8> = if slot == 0 { compress(&row) } else { row.clone() };
+                assert!(packed.restore(slot, whole.into()));
+                let mut read = vec![1; size];
+                packed.read(slot, &mut read);
+                assert_eq!(read, row);
+            }
         }
     }
 }

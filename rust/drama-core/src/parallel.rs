@@ -11,11 +11,16 @@ const BYTES_PER_THREAD: usize = 1 << 20;
 /// What a thread should take at a time: one that begins late or is held up delays little.
 pub(crate) const BYTES_PER_SHARE: usize = 256 << 10;
 
+/// Cores that this process may use, by its affinity and by the quotas of its control groups.
+pub fn cores() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
+}
+
 /// How many threads copying `bytes` bytes is worth.
 pub(crate) fn workers(bytes: usize) -> usize {
     let worth = bytes / BYTES_PER_THREAD;
     // Asking the system takes tens of microseconds: only where it can matter.
-    if worth > 1 { worth.min(thread::available_parallelism().map_or(1, NonZero::get)) } else { 1 }
+    if worth > 1 { worth.min(cores()) } else { 1 }
 }
 
 /// Lets `workers` threads, the calling one among them, do what `next` hands out, until it has no more. Threads are made

@@ -14,10 +14,12 @@ use crate::{
     column::Column,
     error::{Error, Result},
     finals::Finals,
-    memory,
+    memory::{self, room, table},
     packed::Packed,
     sampler::Found,
     schema::{Field, Schema},
+    snapshot::{Plan, rows_per_chunk},
+    starts::{RANGES, STARTS},
 };
 
 /// What is shorter is copied faster by usual means.
@@ -42,12 +44,43 @@ pub struct Ring {
     /// `totals` modulo `rows_per_env`: divisions take a good part of a draw.
     pub(crate) heads: Vec<usize>,
     pub(crate) finals: Finals,
+    /// What a save and what is loaded from it have in common.
+    identity: u64,
+    pub(crate) rows_per_chunk: usize,
+    /// By chunk of a save, a number that is another one after each change to its rows; no longer than need be.
+    versions: Vec<u64>,
+    pub(crate) changes: u64,
     found: Mutex<Option<Found>>,
 }
 
 /// Environment and place of a slot, where each has `rows` of them. One environment needs no division.
 pub(crate) fn split(slot: usize, rows: usize) -> (usize, usize) {
     if slot < rows { (0, slot) } else { (slot / rows, slot % rows) }
+}
+
+/// Rows that each environment keeps, where the sizes are in bounds.
+pub(crate) fn rows_per_env(capacity: usize, num_envs: usize) -> Result<usize> {
+    if capacity == 0 {
+        return Error::value("capacity must be at least 1, got 0");
+    }
+    if num_envs == 0 {
+        return Error::value("num_envs must be at least 1, got 0");
+    }
+    let rows = capacity.div_ceil(num_envs);
+    if rows.checked_mul(num_envs).is_none_or(|slots| u32::try_from(slots).is_err()) {
+        return Error::value(format!("capacity {capacity} is beyond the limit of {} rows", u32::MAX));
+    }
+    Ok(rows)
+}
+
+/// A number that no other buffer has, in this process or another.
+fn new_identity() -> u64 {
+    use std::{
+        hash::{BuildHasher, RandomState},
+        time::SystemTime,
+    };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_nanos());
+    RandomState::new().hash_one((now, std::process::id(), std::thread::current().id()))
 }
 
 impl Ring {
@@ -60,17 +93,8 @@ impl Ring {
     /// no name and are gone with the ring.
     pub fn stored(schema: Schema, capacity: usize, num_envs: usize, storage: Option<&Path>) -> Result<Self> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
-        if capacity == 0 {
-            return Error::value("capacity must be at least 1, got 0");
-        }
-        if num_envs == 0 {
-            return Error::value("num_envs must be at least 1, got 0");
-        }
-        let rows_per_env = capacity.div_ceil(num_envs);
-        let slots = rows_per_env.checked_mul(num_envs).filter(|&slots| u32::try_from(slots).is_ok());
-        let Some(slots) = slots else {
-            return Error::value(format!("capacity {capacity} is beyond the limit of {} rows", u32::MAX));
-        };
+        let rows_per_env = rows_per_env(capacity, num_envs)?;
+        let slots = rows_per_env * num_envs;
         let column = |field: &Field| match storage {
             Some(_) if field.is_compressed() => {
                 Error::value(format!("field {:?} cannot be compressed: rows in mapped files are not", field.name()))
@@ -80,10 +104,15 @@ impl Ring {
         };
         let columns = schema.fields().iter().map(column).collect::<Result<Vec<_>>>()?;
         let finals = Finals::new(schema.fields().len());
-        let (totals, heads) = (vec![0; num_envs], vec![0; num_envs]);
+        let (totals, heads) = (table(0, num_envs, RANGES)?, table(0, num_envs, RANGES)?);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let rows_per_chunk = rows_per_chunk(&schema, num_envs, rows_per_env);
         Ok(Self {
             id,
+            identity: new_identity(),
+            rows_per_chunk,
+            versions: Vec::new(),
+            changes: 0,
             schema,
             columns,
             capacity,
@@ -99,6 +128,31 @@ impl Ring {
     /// What tells this ring from all others of the process.
     pub(crate) fn id(&self) -> u64 {
         self.id
+    }
+
+    /// What a save and what is loaded from it have in common.
+    pub(crate) fn identity(&self) -> u64 {
+        self.identity
+    }
+
+    /// The chunks of a save.
+    pub(crate) fn plan(&self) -> Plan<'_> {
+        let (rows_per_env, rows_per_chunk) = (self.rows_per_env, self.rows_per_chunk);
+        Plan { schema: &self.schema, rows_per_env, rows_per_chunk, totals: &self.totals }
+    }
+
+    /// A number that is another one after each change to the rows of chunk `index`.
+    pub(crate) fn version(&self, index: usize) -> u64 {
+        self.versions.get(index).copied().unwrap_or(0)
+    }
+
+    /// Notes that rows of an environment change, from a place on for so many.
+    pub(crate) fn note_change(&mut self, position: usize, rows: usize) {
+        let (first, last) = (position / self.rows_per_chunk, (position + rows - 1) / self.rows_per_chunk);
+        if self.versions.len() <= last {
+            self.versions.resize(last + 1, 0);
+        }
+        self.versions[first..=last].fill(self.changes);
     }
 
     /// The fields of a row.
@@ -195,6 +249,32 @@ impl Ring {
         // Where nothing was ever written, the row is one that is still to come.
         let t = self.totals[env].checked_sub(age as u64);
         (env, t.unwrap_or(position as u64))
+    }
+
+    /// What a batch names the row in `slot` by, and no other row ever: its slot, and as many times the number of slots
+    /// as the rows of its environment had gone around when it came.
+    pub fn index(&self, slot: usize) -> i64 {
+        let (_, t) = self.row_of(slot);
+        (slot as u64 + t / self.rows_per_env as u64 * self.slots() as u64) as i64
+    }
+
+    /// The slots of the rows that a batch named.
+    pub fn find(&self, indices: &[i64]) -> Result<Vec<usize>> {
+        let mut slots = room(indices.len(), STARTS)?;
+        for &index in indices {
+            let Ok(number) = usize::try_from(index) else {
+                return Err(Error::Index(format!("index {index} is negative")));
+            };
+            let slot = number % self.slots();
+            if !self.holds(slot) || self.index(slot) < index {
+                return Err(Error::Index(format!("index {index} holds no row ({} rows are stored)", self.len())));
+            }
+            if self.index(slot) > index {
+                return Err(Error::Index(format!("index {index}: its row was overwritten")));
+            }
+            slots.push(slot);
+        }
+        Ok(slots)
     }
 
     /// Whether `slot` exists and holds a row.
@@ -348,8 +428,9 @@ impl Ring {
         }
     }
 
-    /// Declares how many rows of each environment were restored by `rows_mut`.
-    pub(crate) fn set_totals(&mut self, totals: &[u64]) {
+    /// Declares whose save is restored, and how many rows of each environment it has.
+    pub(crate) fn restore(&mut self, identity: u64, totals: &[u64]) {
+        self.identity = identity;
         self.totals.copy_from_slice(totals);
         self.heads = totals.iter().map(|total| (total % self.rows_per_env as u64) as usize).collect();
     }

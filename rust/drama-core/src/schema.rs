@@ -11,51 +11,75 @@ const RESERVED: [&str; 4] = ["is_first", "indices", "weights", "envs"];
 
 /// Element type of a field, named as NumPy names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DType {
-    name: &'static str,
-    itemsize: usize,
+#[allow(missing_docs)] // The names say it.
+pub enum DType {
+    Bool,
+    Uint8,
+    Int8,
+    Uint16,
+    Int16,
+    Uint32,
+    Int32,
+    Uint64,
+    Int64,
+    Float16,
+    Float32,
+    Float64,
 }
 
 impl DType {
     const ALL: [DType; 12] = [
-        DType::new("bool", 1),
-        DType::new("uint8", 1),
-        DType::new("int8", 1),
-        DType::new("uint16", 2),
-        DType::new("int16", 2),
-        DType::new("uint32", 4),
-        DType::new("int32", 4),
-        DType::new("uint64", 8),
-        DType::new("int64", 8),
-        DType::new("float16", 2),
-        DType::new("float32", 4),
-        DType::new("float64", 8),
+        Self::Bool,
+        Self::Uint8,
+        Self::Int8,
+        Self::Uint16,
+        Self::Int16,
+        Self::Uint32,
+        Self::Int32,
+        Self::Uint64,
+        Self::Int64,
+        Self::Float16,
+        Self::Float32,
+        Self::Float64,
     ];
-    const BOOL: DType = Self::ALL[0];
-
-    const fn new(name: &'static str, itemsize: usize) -> Self {
-        Self { name, itemsize }
-    }
 
     /// The type with this NumPy name.
     pub fn from_name(name: &str) -> Result<Self> {
-        match Self::ALL.iter().find(|dtype| dtype.name == name) {
+        match Self::ALL.iter().find(|dtype| dtype.name() == name) {
             Some(dtype) => Ok(*dtype),
             None => Error::value(format!(
                 "dtype {name} is not supported, expected {}",
-                Self::ALL.map(|d| d.name).join(", ")
+                Self::ALL.map(Self::name).join(", ")
             )),
         }
     }
 
     /// NumPy's name of the type.
     pub fn name(self) -> &'static str {
-        self.name
+        match self {
+            Self::Bool => "bool",
+            Self::Uint8 => "uint8",
+            Self::Int8 => "int8",
+            Self::Uint16 => "uint16",
+            Self::Int16 => "int16",
+            Self::Uint32 => "uint32",
+            Self::Int32 => "int32",
+            Self::Uint64 => "uint64",
+            Self::Int64 => "int64",
+            Self::Float16 => "float16",
+            Self::Float32 => "float32",
+            Self::Float64 => "float64",
+        }
     }
 
     /// Bytes of one element.
     pub fn itemsize(self) -> usize {
-        self.itemsize
+        match self {
+            Self::Bool | Self::Uint8 | Self::Int8 => 1,
+            Self::Uint16 | Self::Int16 | Self::Float16 => 2,
+            Self::Uint32 | Self::Int32 | Self::Float32 => 4,
+            Self::Uint64 | Self::Int64 | Self::Float64 => 8,
+        }
     }
 }
 
@@ -73,7 +97,7 @@ pub struct Field {
 impl Field {
     /// A field of `shape` elements of `dtype` per row.
     pub fn new(name: &str, dtype: DType, shape: Vec<usize>) -> Result<Self> {
-        let bytes = shape.iter().try_fold(dtype.itemsize, |bytes, &side| bytes.checked_mul(side));
+        let bytes = shape.iter().try_fold(dtype.itemsize(), |bytes, &side| bytes.checked_mul(side));
         match bytes {
             Some(row_bytes) if row_bytes > 0 && isize::try_from(row_bytes).is_ok() => {
                 Ok(Self { name: name.into(), dtype, shape, row_bytes, compressed: false })
@@ -134,10 +158,12 @@ impl Schema {
                 return Error::value(format!("field name {:?} is reserved", field.name));
             }
             if BUILT_IN.contains(&&*field.name) {
-                if field.dtype != DType::BOOL || !field.shape.is_empty() {
+                if field.dtype != DType::Bool || !field.shape.is_empty() {
                     return Error::value(format!(
                         "field {:?} is built in with dtype bool and shape [], got {} {:?}",
-                        field.name, field.dtype.name, field.shape
+                        field.name,
+                        field.dtype.name(),
+                        field.shape
                     ));
                 }
                 if field.compressed {
@@ -151,7 +177,7 @@ impl Schema {
             fields.push(field);
         }
         for name in BUILT_IN {
-            fields.push(Field::new(name, DType::BOOL, Vec::new())?);
+            fields.push(Field::new(name, DType::Bool, Vec::new())?);
         }
         let total = fields.iter().try_fold(0_usize, |sum, field| sum.checked_add(field.row_bytes));
         match total {

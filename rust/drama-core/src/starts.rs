@@ -4,9 +4,14 @@ use std::ops::Range;
 
 use crate::{
     error::{Error, Result},
+    memory::try_collect,
     ring::Ring,
     transition,
 };
+
+/// What an error names.
+pub(crate) const STARTS: &str = "the starts of a batch";
+pub(crate) const RANGES: &str = "the rows of every environment";
 
 /// What is drawn from a start. `N` is a list of fields.
 #[derive(Clone, Copy, PartialEq)]
@@ -32,13 +37,13 @@ impl<'r> Starts<'r> {
     /// Starts of `length` consecutive rows.
     pub fn sequences(ring: &'r Ring, length: usize) -> Result<Self> {
         check_length(ring, length)?;
-        Ok(Self::new(ring, Kind::Sequence { length }, length))
+        Self::new(ring, Kind::Sequence { length }, length)
     }
 
     /// Starts of sequences that end after `length` rows, with their episode or with the newest row: every row held.
     pub fn within_episodes(ring: &'r Ring, length: usize) -> Result<Self> {
         check_length(ring, length)?;
-        Ok(Self::new(ring, Kind::Episode { length }, 1))
+        Self::new(ring, Kind::Episode { length }, 1)
     }
 
     /// Starts of transitions over `steps` rows, fewer at the end of an episode, for which the fields `next` of what
@@ -50,24 +55,24 @@ impl<'r> Starts<'r> {
                 ring.rows_per_env()
             ));
         }
-        Ok(Self::new(ring, Kind::Transition { steps, next }, 1))
+        Self::new(ring, Kind::Transition { steps, next }, 1)
     }
 
-    fn new(ring: &'r Ring, kind: Kind<&'r [usize]>, length: usize) -> Self {
+    fn new(ring: &'r Ring, kind: Kind<&'r [usize]>, length: usize) -> Result<Self> {
         let range = |env| {
             let held = ring.held(env);
             held.start..(held.end + 1).saturating_sub(length as u64).max(held.start)
         };
-        let ranges: Vec<_> = (0..ring.num_envs()).map(range).collect();
+        let ranges = try_collect((0..ring.num_envs()).map(range), RANGES)?;
         let mut sum = 0;
         let running = |range: &Range<u64>| {
             sum += (range.end - range.start) as usize;
             sum
         };
-        let sums: Vec<_> = ranges.iter().map(running).collect();
+        let sums = try_collect(ranges.iter().map(running), RANGES)?;
         let size = sums[0];
         let even = sums.iter().zip(1..).all(|(&sum, envs)| sum == envs * size);
-        Self { ring, kind, frames: 1, ranges, sums, even: even.then_some(size as u32) }
+        Ok(Self { ring, kind, frames: 1, ranges, sums, even: even.then_some(size as u32) })
     }
 
     /// Leaves out the starts of whose last `frames` frames one was overwritten.

@@ -3,8 +3,10 @@
 use crate::{
     error::{Error, Result},
     gather::{copy_stack, frames, in_parallel},
+    memory::room,
     ring::Ring,
     schema::{DType, Field},
+    starts::STARTS,
 };
 
 /// What a transition consists of.
@@ -82,10 +84,10 @@ pub fn reward(fields: &[Field]) -> Result<(usize, DType)> {
     let Some(index) = fields.iter().position(|field| field.name() == "reward") else {
         return Error::value("transitions need a field \"reward\"");
     };
-    match fields[index].dtype().name() {
-        "float16" => Error::value("field \"reward\" has dtype float16, whose sums are not supported"),
-        "float64" => Ok((index, fields[index].dtype())),
-        _ => Ok((index, DType::from_name("float32")?)),
+    match fields[index].dtype() {
+        DType::Float16 => Error::value("field \"reward\" has dtype float16, whose sums are not supported"),
+        DType::Float64 => Ok((index, DType::Float64)),
+        _ => Ok((index, DType::Float32)),
     }
 }
 
@@ -101,12 +103,12 @@ pub fn gather_transitions(ring: &Ring, starts: &[usize], steps: &Steps<'_>, outp
     let elements = fields[reward].row_bytes() / fields[reward].dtype().itemsize();
     sizes[reward] = elements * reward_dtype.itemsize();
     sizes.extend(steps.next.iter().map(|&index| size(index)).chain([size_of::<f32>(), size_of::<i64>()]));
-    let spans = starts.iter().map(|&slot| {
+    let mut spans = room(starts.len(), STARTS)?;
+    for &slot in starts {
         let span = ring.holds(slot).then(|| Span::new(ring, slot, steps.steps));
         let refused = || Error::Index(format!("index {slot} starts no transition of {} steps", steps.steps));
-        span.filter(|span| span.known(ring, steps.next)).ok_or_else(refused)
-    });
-    let spans = spans.collect::<Result<Vec<_>>>()?;
+        spans.push(span.filter(|span| span.known(ring, steps.next)).ok_or_else(refused)?);
+    }
     in_parallel(&spans, &sizes, outputs, |spans, outputs| copy(ring, spans, steps, reward, outputs))
 }
 
@@ -172,10 +174,10 @@ fn power(base: f64, exponent: usize) -> f64 {
 /// The discounted sum of each element over the rows of each of `spans`.
 fn sum(ring: &Ring, field: usize, spans: &[Span], discount: f64, output: &mut [u8]) {
     let (dtype, size) = (ring.schema().fields()[field].dtype(), ring.schema().fields()[field].row_bytes());
-    if dtype.name() == "float32" && spans.iter().all(|span| span.used == 1) {
+    if dtype == DType::Float32 && spans.iter().all(|span| span.used == 1) {
         return ring.read_each(field, spans.iter().map(|span| span.first), output);
     }
-    let width = if dtype.name() == "float64" { 8 } else { 4 };
+    let width = if dtype == DType::Float64 { 8 } else { 4 };
     let mut totals = vec![0.0; size / dtype.itemsize()];
     for (span, targets) in spans.iter().zip(output.chunks_exact_mut(totals.len() * width)) {
         totals.fill(0.0);
@@ -205,17 +207,17 @@ fn number(dtype: DType, bytes: &[u8]) -> f64 {
             bytes.try_into().map_or(f64::NAN, |bytes| <$type>::from_ne_bytes(bytes) as f64)
         };
     }
-    match dtype.name() {
-        "bool" | "uint8" => f64::from(bytes[0]),
-        "int8" => f64::from(bytes[0] as i8),
-        "uint16" => read!(u16),
-        "int16" => read!(i16),
-        "uint32" => read!(u32),
-        "int32" => read!(i32),
-        "uint64" => read!(u64),
-        "int64" => read!(i64),
-        "float32" => read!(f32),
-        "float64" => read!(f64),
-        _ => f64::NAN,
+    match dtype {
+        DType::Bool | DType::Uint8 => read!(u8),
+        DType::Int8 => read!(i8),
+        DType::Uint16 => read!(u16),
+        DType::Int16 => read!(i16),
+        DType::Uint32 => read!(u32),
+        DType::Int32 => read!(i32),
+        DType::Uint64 => read!(u64),
+        DType::Int64 => read!(i64),
+        DType::Float32 => read!(f32),
+        DType::Float64 => read!(f64),
+        DType::Float16 => f64::NAN,
     }
 }

@@ -15,6 +15,14 @@ static ONE: Mutex<()> = Mutex::new(());
 fn run(input: &[u8]) {
     let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     target::load_mutated(input);
+    assert!(peak() < 256 << 20, "a save of some hundred bytes took {} bytes", peak());
+}
+
+/// The most memory that this process ever had, where Linux tells.
+fn peak() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<usize>().ok()).unwrap_or(0) << 10
 }
 
 proptest! {
@@ -23,6 +31,11 @@ proptest! {
     #[test]
     fn edits_of_a_save(mode in prop::sample::select(vec![0_u8, 1, 4, 5]), script in prop::collection::vec(any::<u8>(), 0..24)) {
         run(&[&[mode][..], &script].concat());
+    }
+
+    #[test]
+    fn numbers_of_the_manifest(script in prop::collection::vec(any::<u8>(), 2..8)) {
+        run(&[&[8][..], &script].concat());
     }
 
     #[test]
@@ -41,8 +54,17 @@ proptest! {
 }
 
 #[test]
+fn every_number_of_the_manifest() {
+    for which in 0..100 {
+        for value in 0..14 {
+            run(&[8, which, value]);
+        }
+    }
+}
+
+#[test]
 fn an_untouched_save() {
-    for mode in [0, 1, 4, 5] {
+    for mode in [0, 1, 4, 5, 8] {
         run(&[mode]);
     }
 }

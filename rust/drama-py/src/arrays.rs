@@ -1,12 +1,17 @@
 //! NumPy arrays as bytes, and the checks on the way.
 
-use drama_core::{DType, Field};
-use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods, npyffi::flags::NPY_ARRAY_WRITEABLE};
+use std::sync::Arc;
+
+use drama_core::{DType, Field, Lease, Pool, try_collect};
+use numpy::{
+    Element, PyArrayDescr, PyArrayDescrMethods, PyReadonlyArray1, PyUntypedArray, PyUntypedArrayMethods,
+    npyffi::{NpyTypes, PY_ARRAY_API, flags::NPY_ARRAY_WRITEABLE, get_type_object, npy_intp},
+};
 use pyo3::{
     exceptions::{PyTypeError, PyValueError},
     intern,
     prelude::*,
-    types::{PyDict, PyString, PyTuple},
+    types::{PyDict, PyString},
 };
 
 use crate::error::to_python;
@@ -38,6 +43,11 @@ fn integer<'py, T: FromPyObjectOwned<'py>>(name: &str, value: &Bound<'py, PyAny>
 /// A Python number.
 pub(crate) fn number(name: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
     value.extract().map_err(|_| PyTypeError::new_err(format!("{name} must be a number, got {value:?}")))
+}
+
+/// A copy of the elements of an array.
+pub(crate) fn copied<T: Element + Copy>(array: &PyReadonlyArray1<'_, T>) -> PyResult<Vec<T>> {
+    try_collect(array.as_array().iter().copied(), "a copy of an array").map_err(to_python)
 }
 
 /// The arrays of one `add`, in schema order; `partial` allows to leave fields out. `leading` is the shape before the
@@ -73,8 +83,7 @@ pub(crate) fn columns<'py>(
 
 /// The different environments in the int64 array `value`.
 pub(crate) fn envs(value: &Bound<'_, PyAny>, num_envs: usize) -> PyResult<Vec<usize>> {
-    let dtype = DType::from_name("int64").map_err(to_python)?;
-    let field = Field::new("envs", dtype, Vec::new()).map_err(to_python)?;
+    let field = Field::new("envs", DType::Int64, Vec::new()).map_err(to_python)?;
     let array = column(&field, value, &mut [None])?;
     let number = |bytes: &[u8]| {
         let env = bytes.try_into().map_or(-1, i64::from_ne_bytes);
@@ -122,11 +131,11 @@ fn column<'py>(
 
 /// NumPy's letter for the kind of number.
 fn kind(dtype: DType) -> u8 {
-    match dtype.name().as_bytes()[0] {
-        b'f' => b'f',
-        b'i' => b'i',
-        b'u' => b'u',
-        _ => b'b',
+    match dtype {
+        DType::Bool => b'b',
+        DType::Uint8 | DType::Uint16 | DType::Uint32 | DType::Uint64 => b'u',
+        DType::Int8 | DType::Int16 | DType::Int32 | DType::Int64 => b'i',
+        DType::Float16 | DType::Float32 | DType::Float64 => b'f',
     }
 }
 
@@ -145,53 +154,153 @@ pub(crate) fn bytes<'a>(array: &'a Bound<'_, PyUntypedArray>) -> &'a [u8] {
     unsafe { std::slice::from_raw_parts((*array.as_array_ptr()).fields.data.cast::<u8>(), nbytes(array)) }
 }
 
+/// What an array made here stands on, and every view of it, tensor or capsule: dropped once nobody has any of them.
+#[pyclass(frozen, module = "drama._native")]
+struct Memory(#[allow(dead_code)] Lease);
+
+/// Size from which an array's memory is used again; below it, NumPy's own way is as fast.
+const POOL_FROM: usize = 64 << 10;
+
+/// A new array of a field, its content left to chance.
+fn empty<'py>(
+    py: Python<'py>,
+    field: &Field,
+    shape: &[usize],
+    bytes: usize,
+    pool: &Arc<Pool>,
+) -> PyResult<Bound<'py, PyUntypedArray>> {
+    let lease = || pool.take(bytes, &format!("field {:?} of a batch", field.name())).map_err(to_python);
+    let lease = if bytes >= POOL_FROM { Some(lease()?) } else { None };
+    let data = lease.as_ref().map_or(std::ptr::null_mut(), Lease::pointer);
+    let memory = lease.map(|lease| Bound::new(py, Memory(lease))).transpose()?;
+    let mut sides = shape.iter().map(|&side| npy_intp::try_from(side)).collect::<Result<Vec<_>, _>>()?;
+    // SAFETY: a new array with as many sides as are told; what it takes over is ours: the type, and the memory, which
+    // is on a cache line, large enough and stays for as long as the array holds on to `memory`.
+    unsafe {
+        let array = PY_ARRAY_API.PyArray_NewFromDescr(
+            py,
+            get_type_object(py, NpyTypes::PyArray_Type),
+            descriptor(py, field.dtype())?.into_dtype_ptr(),
+            sides.len() as i32,
+            sides.as_mut_ptr(),
+            std::ptr::null_mut(),
+            data.cast(),
+            if data.is_null() { 0 } else { NPY_ARRAY_WRITEABLE },
+            std::ptr::null_mut(),
+        );
+        let array = Bound::from_owned_ptr_or_err(py, array)?;
+        if let Some(memory) = memory
+            && PY_ARRAY_API.PyArray_SetBaseObject(py, array.as_ptr().cast(), memory.into_ptr()) < 0
+        {
+            return Err(PyErr::fetch(py));
+        }
+        Ok(array.cast_into_unchecked())
+    }
+}
+
+/// NumPy's object for a type.
+fn descriptor(py: Python<'_>, dtype: DType) -> PyResult<Bound<'_, PyArrayDescr>> {
+    Ok(match dtype {
+        DType::Bool => numpy::dtype::<bool>(py),
+        DType::Uint8 => numpy::dtype::<u8>(py),
+        DType::Int8 => numpy::dtype::<i8>(py),
+        DType::Uint16 => numpy::dtype::<u16>(py),
+        DType::Int16 => numpy::dtype::<i16>(py),
+        DType::Uint32 => numpy::dtype::<u32>(py),
+        DType::Int32 => numpy::dtype::<i32>(py),
+        DType::Uint64 => numpy::dtype::<u64>(py),
+        DType::Int64 => numpy::dtype::<i64>(py),
+        DType::Float16 => PyArrayDescr::new(py, intern!(py, "float16"))?,
+        DType::Float32 => numpy::dtype::<f32>(py),
+        DType::Float64 => numpy::dtype::<f64>(py),
+    })
+}
+
 /// Arrays that a batch is gathered into, `[leading..., ...]` for each field. No two share memory.
 pub(crate) struct Outputs<'py>(Vec<(Bound<'py, PyString>, Bound<'py, PyUntypedArray>)>);
 
+/// Where an output's array comes from.
+enum Part<'py> {
+    Given(Bound<'py, PyUntypedArray>),
+    New { shape: Vec<usize>, bytes: usize },
+}
+
+impl<'py> Part<'py> {
+    /// The array in `out`, or what one of this field takes.
+    fn new(
+        field: &Field,
+        name: &Bound<'py, PyString>,
+        leading: &[usize],
+        out: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Self> {
+        if let Some(given) = out.map(|out| out.get_item(name)).transpose()?.flatten() {
+            let mut sides: Vec<_> = leading.iter().copied().map(Some).collect();
+            let array = column(field, &given, &mut sides)?;
+            // SAFETY: the array is alive.
+            if unsafe { (*array.as_array_ptr()).fields.flags } & NPY_ARRAY_WRITEABLE == 0 {
+                return Err(PyValueError::new_err(format!("field {:?}: the array is read-only", field.name())));
+            }
+            return Ok(Self::Given(array));
+        }
+        let shape = [leading, field.shape()].concat();
+        let bytes = shape.iter().try_fold(field.dtype().itemsize(), |bytes, side| bytes.checked_mul(*side));
+        match bytes.filter(|&bytes| isize::try_from(bytes).is_ok()) {
+            Some(bytes) => Ok(Self::New { shape, bytes }),
+            None => {
+                let name = field.name();
+                Err(PyValueError::new_err(format!("field {name:?}: a batch {shape:?} is beyond any memory")))
+            }
+        }
+    }
+
+    fn new_bytes(&self) -> usize {
+        if let Self::New { bytes, .. } = self { *bytes } else { 0 }
+    }
+}
+
 impl<'py> Outputs<'py> {
-    /// The arrays in `out`, and new ones for the fields that it lacks.
+    /// The arrays in `out`, and new ones, with memory of `pool`, for the fields that it lacks.
     pub(crate) fn new(
         py: Python<'py>,
         fields: &[Field],
         leading: &[usize],
         out: Option<&Bound<'py, PyDict>>,
+        pool: &Arc<Pool>,
     ) -> PyResult<Self> {
         if let Some(name) = fields.iter().enumerate().find_map(|(at, field)| {
             fields[..at].iter().any(|other| other.name() == field.name()).then_some(field.name())
         }) {
             return Err(PyValueError::new_err(format!("the batch would have two entries {name:?}")));
         }
-        let mut sides: Vec<_> = leading.iter().copied().map(Some).collect();
-        let array = |field: &Field| {
+        let part = |field: &Field| {
             let name = PyString::new(py, field.name());
-            let Some(given) = out.map(|out| out.get_item(&name)).transpose()?.flatten() else {
-                let shape = [leading, field.shape()].concat();
-                let bytes = shape.iter().try_fold(field.dtype().itemsize(), |bytes, side| bytes.checked_mul(*side));
-                if bytes.is_none_or(|bytes| isize::try_from(bytes).is_err()) {
-                    let name = field.name();
-                    return Err(PyValueError::new_err(format!(
-                        "field {name:?}: a batch {shape:?} is beyond any memory"
-                    )));
-                }
-                let shape = PyTuple::new(py, shape)?;
-                let empty = py.import(intern!(py, "numpy"))?.getattr(intern!(py, "empty"))?;
-                let array = empty.call1((shape, field.dtype().name()))?.cast_into::<PyUntypedArray>()?;
-                return Ok((name, array));
-            };
-            let array = column(field, &given, &mut sides)?;
-            // SAFETY: the array is alive.
-            if unsafe { (*array.as_array_ptr()).fields.flags } & NPY_ARRAY_WRITEABLE == 0 {
-                return Err(PyValueError::new_err(format!("field {:?}: the array is read-only", field.name())));
-            }
-            Ok((name, array))
+            Part::new(field, &name, leading, out).map(|part| (name, part))
         };
-        let arrays = fields.iter().map(array).collect::<PyResult<Vec<_>>>()?;
+        let parts = fields.iter().map(part).collect::<PyResult<Vec<_>>>()?;
+        pool.begin(parts.iter().fold(0, |bytes, (_, part)| bytes.saturating_add(part.new_bytes())));
+        let arrays = fields.iter().zip(parts).map(|(field, (name, part))| match part {
+            Part::Given(array) => Ok((name, array)),
+            Part::New { shape, bytes } => Ok((name, empty(py, field, &shape, bytes, pool)?)),
+        });
+        let arrays = arrays.collect::<PyResult<Vec<_>>>()?;
         let mut spans: Vec<_> = arrays.iter().map(|(_, array)| bytes(array).as_ptr_range()).collect();
         spans.sort_unstable_by_key(|span| span.start);
         if spans.windows(2).any(|pair| pair[0].end > pair[1].start) {
             return Err(PyValueError::new_err("out: two fields share memory"));
         }
         Ok(Self(arrays))
+    }
+
+    /// Adds what tells of a draw: new arrays `weights` float32 and `indices` int64, both `[count]`.
+    pub(crate) fn with_draw(mut self, py: Python<'py>, count: usize, pool: &Arc<Pool>) -> PyResult<Self> {
+        for (name, dtype) in [("weights", DType::Float32), ("indices", DType::Int64)] {
+            let field = Field::new(name, dtype, Vec::new()).map_err(to_python)?;
+            let Part::New { shape, bytes } = Part::new(&field, &PyString::intern(py, name), &[count], None)? else {
+                continue;
+            };
+            self.0.push((PyString::intern(py, name), empty(py, &field, &shape, bytes, pool)?));
+        }
+        Ok(self)
     }
 
     /// The memory of the arrays.

@@ -44,8 +44,8 @@ fn output(field: &Field, name: &str, frames: usize) -> PyResult<Field> {
 }
 
 /// One number per row of a batch.
-fn scalar(name: &str, dtype: &str) -> PyResult<Field> {
-    DType::from_name(dtype).and_then(|dtype| Field::new(name, dtype, Vec::new())).map_err(to_python)
+fn scalar(name: &str, dtype: DType) -> PyResult<Field> {
+    Field::new(name, dtype, Vec::new()).map_err(to_python)
 }
 
 /// The fields of a row.
@@ -58,7 +58,7 @@ fn outputs(fields: &[Field], stacks: &[usize]) -> PyResult<Vec<Field>> {
 pub(crate) fn sequence_outputs(fields: &[Field], layout: &Layout<'_>) -> PyResult<Vec<Field>> {
     let mut outputs = outputs(fields, layout.stacks)?;
     if layout.within_episode {
-        outputs.push(scalar("mask", "bool")?);
+        outputs.push(scalar("mask", DType::Bool)?);
     }
     Ok(outputs)
 }
@@ -75,7 +75,7 @@ pub(crate) fn transition_outputs(fields: &[Field], steps: &Steps<'_>) -> PyResul
         let (field, frames) = (&fields[index], steps.stacks.get(index).copied().unwrap_or(0));
         outputs.push(output(field, &format!("next_{}", field.name()), frames)?);
     }
-    outputs.extend([scalar("discount", "float32")?, scalar("steps", "int64")?]);
+    outputs.extend([scalar("discount", DType::Float32)?, scalar("steps", DType::Int64)?]);
     Ok(outputs)
 }
 

@@ -7,13 +7,14 @@ use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
 use crate::{
-    arrays::{number, size},
+    arrays::{copied, number, size},
     error::{lock, to_python},
+    fork::detached,
     replay::Replay,
 };
 
 type Counts<'py> = Bound<'py, PyArray1<u32>>;
-type Seen<'py> = Bound<'py, PyArray1<u64>>;
+type State<'py> = (Counts<'py>, Counts<'py>, Bound<'py, PyArray1<u64>>, usize);
 
 /// Counters of dynamic frequency-based sampling, bound to the first buffer they are used with.
 #[pyclass(frozen, module = "drama._native")]
@@ -38,18 +39,19 @@ impl DynamicFrequency {
 
     /// The counts n and b of every slot of `replay`.
     fn counts<'py>(&self, py: Python<'py>, replay: &Replay) -> PyResult<(Counts<'py>, Counts<'py>)> {
-        let counters = py.detach(|| {
+        let counters = detached(py, || {
             let ring = replay.read();
-            lock(&self.core).counters(&ring).cloned()
+            lock(&self.core).counters(&ring)?.try_clone()
         });
         let counters = counters.map_err(to_python)?;
         Ok((PyArray1::from_vec(py, counters.n), PyArray1::from_vec(py, counters.b)))
     }
 
     /// Counts n and b, rows seen by environment, number of environments.
-    fn state<'py>(&self, py: Python<'py>) -> (Counts<'py>, Counts<'py>, Seen<'py>, usize) {
-        let Counters { n, b, seen, num_envs } = py.detach(|| lock(&self.core).export().clone());
-        (PyArray1::from_vec(py, n), PyArray1::from_vec(py, b), PyArray1::from_vec(py, seen), num_envs)
+    fn state<'py>(&self, py: Python<'py>) -> PyResult<State<'py>> {
+        let counters = detached(py, || lock(&self.core).export().try_clone());
+        let Counters { n, b, seen, num_envs } = counters.map_err(to_python)?;
+        Ok((PyArray1::from_vec(py, n), PyArray1::from_vec(py, b), PyArray1::from_vec(py, seen), num_envs))
     }
 
     /// Takes over what `state` gave.
@@ -61,8 +63,8 @@ impl DynamicFrequency {
         seen: PyReadonlyArray1<'_, u64>,
         num_envs: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let (n, b, seen) = (n.as_array().to_vec(), b.as_array().to_vec(), seen.as_array().to_vec());
+        let (n, b, seen) = (copied(&n)?, copied(&b)?, copied(&seen)?);
         let counters = Counters { n, b, seen, num_envs: size("num_envs", num_envs)? };
-        py.detach(|| lock(&self.core).import(counters)).map_err(to_python)
+        detached(py, || lock(&self.core).import(counters)).map_err(to_python)
     }
 }

@@ -7,8 +7,9 @@ use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
 use crate::{
-    arrays::number,
+    arrays::{copied, number},
     error::{lock, to_python},
+    fork::detached,
     replay::Replay,
 };
 
@@ -35,23 +36,24 @@ impl Prioritized {
         indices: PyReadonlyArray1<'_, i64>,
         priorities: PyReadonlyArray1<'_, f64>,
     ) -> PyResult<()> {
-        let (indices, priorities) = (indices.as_array().to_vec(), priorities.as_array().to_vec());
-        py.detach(|| lock(&self.core).update(&indices, &priorities)).map_err(to_python)
+        let (indices, priorities) = (copied(&indices)?, copied(&priorities)?);
+        detached(py, || lock(&self.core).update(&indices, &priorities)).map_err(to_python)
     }
 
     /// The priority of every slot of `replay`.
     fn priorities<'py>(&self, py: Python<'py>, replay: &Replay) -> PyResult<Bound<'py, PyArray1<f64>>> {
-        let priorities = py.detach(|| {
+        let priorities = detached(py, || {
             let ring = replay.read();
-            lock(&self.core).priorities(&ring).map(|priorities| priorities.values.clone())
+            lock(&self.core).priorities(&ring)?.try_clone()
         });
-        Ok(PyArray1::from_vec(py, priorities.map_err(to_python)?))
+        Ok(PyArray1::from_vec(py, priorities.map_err(to_python)?.values))
     }
 
     /// Priorities, the largest so far, rows seen by environment.
-    fn state<'py>(&self, py: Python<'py>) -> State<'py> {
-        let Priorities { values, largest, seen } = py.detach(|| lock(&self.core).export().clone());
-        (PyArray1::from_vec(py, values), largest, PyArray1::from_vec(py, seen))
+    fn state<'py>(&self, py: Python<'py>) -> PyResult<State<'py>> {
+        let priorities = detached(py, || lock(&self.core).export().try_clone());
+        let Priorities { values, largest, seen } = priorities.map_err(to_python)?;
+        Ok((PyArray1::from_vec(py, values), largest, PyArray1::from_vec(py, seen)))
     }
 
     /// Takes over what `state` gave.
@@ -62,7 +64,7 @@ impl Prioritized {
         largest: f64,
         seen: PyReadonlyArray1<'_, u64>,
     ) -> PyResult<()> {
-        let (values, seen) = (values.as_array().to_vec(), seen.as_array().to_vec());
-        py.detach(|| lock(&self.core).import(Priorities { values, largest, seen })).map_err(to_python)
+        let (values, seen) = (copied(&values)?, copied(&seen)?);
+        detached(py, || lock(&self.core).import(Priorities { values, largest, seen })).map_err(to_python)
     }
 }

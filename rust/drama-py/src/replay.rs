@@ -3,24 +3,22 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::Duration,
 };
 
 use drama_core::{
-    ChaCha8Rng, Field, Layout, Ring, Saved, Schema, Starts, Steps, gather_sequences, gather_transitions, load_stored,
-    save, seeded,
+    ChaCha8Rng, Field, Layout, Live, Pool, Ring, Saved, Schema, Starts, Steps, gather_sequences, gather_transitions,
+    load_stored, save, seeded, try_collect,
 };
 use numpy::{PyArray1, PyReadonlyArray1};
-use pyo3::{
-    exceptions::{PyIndexError, PyValueError},
-    prelude::*,
-    types::PyDict,
-};
+use pyo3::{exceptions::PyValueError, prelude::*, types::PyDict};
 
 use crate::{
-    arrays::{self, Outputs, bytes, columns, number, size},
+    arrays::{self, Outputs, bytes, columns, copied, number, size},
     batch::{declared, position, sequence_outputs, stacks, transition_outputs},
     error::{lock, to_python},
+    fork::{detached, guarded},
     sampling::Sampler,
 };
 
@@ -33,10 +31,65 @@ pub(crate) struct Replay {
     rows_per_env: usize,
     capacity: usize,
     nbytes: usize,
-    // Locked in this order; a thread waiting for one never holds the interpreter.
-    saved: Mutex<Option<Saved>>,
+    // Locked in this order, inside `fork`; a thread waiting for one never holds the interpreter.
+    saving: Mutex<Saving>,
     ring: RwLock<Ring>,
     rng: Mutex<ChaCha8Rng>,
+    /// Locked only by who holds the interpreter, and for no longer than a look.
+    pool: Arc<Pool>,
+}
+
+enum Saving {
+    /// Where the last save or load left each chunk.
+    Idle(Option<Saved>),
+    /// A save is under way in the process of this number.
+    Busy(u32),
+}
+
+/// A save under way. When it is over, however it ends, the next one can begin.
+struct Save<'r> {
+    replay: &'r Replay,
+    saved: Option<Saved>,
+}
+
+impl<'r> Save<'r> {
+    fn begin(replay: &'r Replay) -> Self {
+        let own = std::process::id();
+        loop {
+            let last = guarded(|| match &mut *lock(&replay.saving) {
+                Saving::Busy(process) if *process == own => None,
+                // What another process is at is not ours: this one was forked from it meanwhile.
+                state => Some(std::mem::replace(state, Saving::Busy(own))),
+            });
+            match last {
+                Some(Saving::Idle(saved)) => return Self { replay, saved },
+                Some(Saving::Busy(_)) => return Self { replay, saved: None },
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+}
+
+impl Drop for Save<'_> {
+    fn drop(&mut self) {
+        guarded(|| *lock(&self.replay.saving) = Saving::Idle(self.saved.take()));
+    }
+}
+
+impl Live for Replay {
+    fn look<T>(&self, look: impl FnOnce(&Ring, &ChaCha8Rng) -> T) -> T {
+        guarded(|| {
+            let ring = self.read();
+            let rng = lock(&self.rng).clone();
+            look(&ring, &rng)
+        })
+    }
+}
+
+/// The outputs of a batch, and apart from them those of its draw.
+fn split(mut outputs: Vec<&mut [u8]>) -> (Vec<&mut [u8]>, &mut [u8], &mut [u8]) {
+    let (indices, weights) = (outputs.pop().unwrap_or_default(), outputs.pop().unwrap_or_default());
+    (outputs, weights, indices)
 }
 
 impl Replay {
@@ -47,9 +100,10 @@ impl Replay {
             rows_per_env: ring.rows_per_env(),
             capacity: ring.capacity(),
             nbytes: ring.nbytes(),
-            saved: Mutex::new(saved),
+            saving: Mutex::new(Saving::Idle(saved)),
             ring: RwLock::new(ring),
             rng: Mutex::new(rng),
+            pool: Arc::default(),
         }
     }
 
@@ -70,7 +124,7 @@ impl Replay {
     ) -> PyResult<()> {
         let (rows, arrays) = columns(&self.fields, given, leading, false)?;
         let slices: Vec<_> = arrays.iter().map(|array| array.as_ref().map(bytes)).collect();
-        py.detach(|| self.write().add(rows, envs, &slices)).map_err(to_python)
+        detached(py, || self.write().add(rows, envs, &slices)).map_err(to_python)
     }
 }
 
@@ -90,7 +144,7 @@ impl Replay {
         let schema = Schema::new(fields).map_err(to_python)?;
         let (capacity, num_envs) = (size("capacity", capacity)?, size("num_envs", num_envs)?);
         let seed = arrays::seed(seed)?;
-        let ring = py.detach(|| Ring::stored(schema, capacity, num_envs, storage.as_deref())).map_err(to_python)?;
+        let ring = detached(py, || Ring::stored(schema, capacity, num_envs, storage.as_deref())).map_err(to_python)?;
         Ok(Self::from_parts(ring, seeded(seed), None))
     }
 
@@ -112,7 +166,7 @@ impl Replay {
         let envs = arrays::envs(envs, self.num_envs)?;
         let (_, arrays) = arrays::columns(&self.fields, columns, &[Some(envs.len())], true)?;
         let slices: Vec<_> = arrays.iter().map(|array| array.as_ref().map(bytes)).collect();
-        py.detach(|| self.write().set_final(&envs, &slices)).map_err(to_python)
+        detached(py, || self.write().set_final(&envs, &slices)).map_err(to_python)
     }
 
     /// Sequences from starts drawn by `sampler`, in the arrays of `out` where it has them.
@@ -132,18 +186,21 @@ impl Replay {
         let (sampler, stacks) = (Sampler::new(sampler)?, stacks(&self.fields, stack, self.rows_per_env)?);
         let layout = Layout { length, within_episode, stacks: &stacks };
         let fields = sequence_outputs(&self.fields, &layout)?;
-        let mut outputs = Outputs::new(py, &fields, &[count, length], out)?;
-        let targets = outputs.bytes();
+        let outputs = Outputs::new(py, &fields, &[count, length], out, &self.pool)?;
+        let mut outputs = outputs.with_draw(py, count, &self.pool)?;
+        let (targets, weights, indices) = split(outputs.bytes());
         // Under one lock, so that no row added meanwhile moves the starts.
-        let drawn = py.detach(|| {
+        let drawn = detached(py, || {
             let ring = self.read();
             let kind = if within_episode { Starts::within_episodes } else { Starts::sequences };
             let starts = kind(&ring, length)?.stacked(stacks.iter().copied().max().unwrap_or(0));
             let drawn = sampler.draw(&starts, count, &mut lock(&self.rng))?;
             gather_sequences(&ring, &drawn.slots, &layout, targets)?;
-            Ok(drawn)
+            drawn.write(&ring, weights, indices);
+            Ok(())
         });
-        drawn.map_err(to_python)?.put(py, outputs.into_dict(py)?)
+        drawn.map_err(to_python)?;
+        outputs.into_dict(py)
     }
 
     /// Transitions over up to `n_step` rows from starts drawn by `sampler`.
@@ -170,20 +227,23 @@ impl Replay {
         let next = next.collect::<PyResult<Vec<_>>>()?;
         let steps = Steps { steps: n_step, discount, stacks: &stacks, next: &next };
         let fields = transition_outputs(&self.fields, &steps)?;
-        let mut outputs = Outputs::new(py, &fields, &[count], out)?;
-        let targets = outputs.bytes();
-        let drawn = py.detach(|| {
+        let outputs = Outputs::new(py, &fields, &[count], out, &self.pool)?;
+        let mut outputs = outputs.with_draw(py, count, &self.pool)?;
+        let (targets, weights, indices) = split(outputs.bytes());
+        let drawn = detached(py, || {
             let ring = self.read();
             let starts = Starts::transitions(&ring, n_step, &next)?;
             let starts = starts.stacked(stacks.iter().copied().max().unwrap_or(0));
             let drawn = sampler.draw(&starts, count, &mut lock(&self.rng))?;
             gather_transitions(&ring, &drawn.slots, &steps, targets)?;
-            Ok(drawn)
+            drawn.write(&ring, weights, indices);
+            Ok(())
         });
-        drawn.map_err(to_python)?.put(py, outputs.into_dict(py)?)
+        drawn.map_err(to_python)?;
+        outputs.into_dict(py)
     }
 
-    /// Sequences from the given starts.
+    /// Sequences from the rows `indices`, as a batch names them.
     #[pyo3(signature = (indices, length, within_episode=false, stack=None, out=None))]
     fn gather<'py>(
         &self,
@@ -195,26 +255,26 @@ impl Replay {
         out: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let length = size("length", length)?;
-        let slot = |&index: &i64| {
-            usize::try_from(index).map_err(|_| PyIndexError::new_err(format!("index {index} is negative")))
-        };
-        let starts = indices.as_array().iter().map(slot).collect::<PyResult<Vec<_>>>()?;
+        let indices = copied(&indices)?;
         let stacks = stacks(&self.fields, stack, self.rows_per_env)?;
         let layout = Layout { length, within_episode, stacks: &stacks };
         let fields = sequence_outputs(&self.fields, &layout)?;
-        let mut outputs = Outputs::new(py, &fields, &[starts.len(), length], out)?;
+        let mut outputs = Outputs::new(py, &fields, &[indices.len(), length], out, &self.pool)?;
         let targets = outputs.bytes();
-        py.detach(|| gather_sequences(&self.read(), &starts, &layout, targets)).map_err(to_python)?;
+        let gathered = detached(py, || {
+            let ring = self.read();
+            gather_sequences(&ring, &ring.find(&indices)?, &layout, targets)
+        });
+        gathered.map_err(to_python)?;
         outputs.into_dict(py)
     }
 
     /// Writes what changed since the last save to the directory `path`.
     fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        // A fork need not wait for the disk: each look at the rows is guarded by itself.
         py.detach(|| {
-            let mut saved = lock(&self.saved);
-            let ring = self.read();
-            let rng = lock(&self.rng).clone();
-            *saved = Some(save(&ring, &rng, saved.as_ref(), &path)?);
+            let mut under_way = Save::begin(self);
+            under_way.saved = Some(save(self, under_way.saved.as_ref(), &path)?);
             Ok(())
         })
         .map_err(to_python)
@@ -224,19 +284,19 @@ impl Replay {
     #[staticmethod]
     #[pyo3(signature = (path, storage=None))]
     fn load(py: Python<'_>, path: PathBuf, storage: Option<PathBuf>) -> PyResult<Self> {
-        let (ring, rng, saved) = py.detach(|| load_stored(&path, storage.as_deref())).map_err(to_python)?;
+        let (ring, rng, saved) = detached(py, || load_stored(&path, storage.as_deref())).map_err(to_python)?;
         Ok(Self::from_parts(ring, rng, Some(saved)))
     }
 
     fn __len__(&self, py: Python<'_>) -> usize {
-        py.detach(|| self.read().len())
+        detached(py, || self.read().len())
     }
 
     /// Rows that each environment has ever been given.
     #[getter]
-    fn totals<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
-        let totals = py.detach(|| self.read().totals().to_vec());
-        PyArray1::from_iter(py, totals.into_iter().map(|total| total as i64))
+    fn totals<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        let totals = detached(py, || try_collect(self.read().totals().iter().map(|&total| total as i64), "totals"));
+        Ok(PyArray1::from_vec(py, totals.map_err(to_python)?))
     }
 
     #[getter]
@@ -261,7 +321,7 @@ impl Replay {
 
     #[getter]
     fn stored_nbytes(&self, py: Python<'_>) -> usize {
-        py.detach(|| self.read().stored_nbytes())
+        detached(py, || self.read().stored_nbytes())
     }
 
     /// Name, dtype, row shape and whether it is compressed of every field, built-in ones included.

@@ -1,11 +1,10 @@
 //! What the arguments of a draw mean, and the draw itself.
 
-use drama_core::{ChaCha8Rng, Error, Role, Starts, draw_recent, draw_uniform};
-use numpy::PyArray1;
+use drama_core::{ChaCha8Rng, Error, Ring, Role, Starts, draw_recent, draw_uniform};
 use pyo3::{
     exceptions::PyValueError,
     prelude::*,
-    types::{PyDict, PyString, PyTuple},
+    types::{PyString, PyTuple},
 };
 
 use crate::{arrays::number, dfs::DynamicFrequency, error::lock, prioritized::Prioritized};
@@ -18,10 +17,10 @@ pub(crate) enum Sampler {
     Prioritized { sampler: Py<Prioritized>, replacement: bool, beta: f64 },
 }
 
-/// Slots of the starts and their weights.
+/// Slots of the starts, and their weights where they differ.
 pub(crate) struct Drawn {
     pub(crate) slots: Vec<usize>,
-    weights: Vec<f32>,
+    weights: Option<Vec<f32>>,
 }
 
 impl Sampler {
@@ -59,21 +58,21 @@ impl Sampler {
             Self::Prioritized { sampler, replacement, beta } => {
                 let mut core = lock(&sampler.get().core);
                 let (slots, weights) = core.draw(starts, count, *replacement, *beta, rng)?;
-                return Ok(Drawn { slots, weights });
+                return Ok(Drawn { slots, weights: Some(weights) });
             }
         };
-        let weights = vec![1.0; slots.len()];
-        Ok(Drawn { slots, weights })
+        Ok(Drawn { slots, weights: None })
     }
 }
 
 impl Drawn {
-    /// Adds `indices` and `weights` to a batch.
-    pub(crate) fn put<'py>(self, py: Python<'py>, batch: Bound<'py, PyDict>) -> PyResult<Bound<'py, PyDict>> {
-        // Arrays of their own memory: to hand a vector over costs more than to copy a short one.
-        let slots: Vec<i64> = self.slots.into_iter().map(|slot| slot as i64).collect();
-        batch.set_item("weights", PyArray1::from_slice(py, &self.weights))?;
-        batch.set_item("indices", PyArray1::from_slice(py, &slots))?;
-        Ok(batch)
+    /// Fills the arrays `weights` and `indices` of a batch.
+    pub(crate) fn write(&self, ring: &Ring, weights: &mut [u8], indices: &mut [u8]) {
+        for (at, target) in weights.as_chunks_mut().0.iter_mut().enumerate() {
+            *target = self.weights.as_ref().map_or(1.0, |weights| weights[at]).to_ne_bytes();
+        }
+        for (&slot, target) in self.slots.iter().zip(indices.as_chunks_mut().0) {
+            *target = ring.index(slot).to_ne_bytes();
+        }
     }
 }

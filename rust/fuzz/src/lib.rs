@@ -6,28 +6,54 @@ use drama_core::{DType, Error, Field, Ring, Schema, gather, load, save, seeded};
 use serde_json::{Value, json};
 
 const MANIFEST: &str = "manifest.json";
-const CHUNK: &str = "chunk-000000-00000001.bin";
+/// What comes after the checksum in a manifest, and how long the checksum is.
+const BODY: &str = "\",\"body\":";
+const SUM: usize = 8;
 /// Where a chunk keeps its checksum, and where the part under it begins.
 const CRC: std::ops::Range<usize> = 12..16;
+/// Numbers that are wrong in many ways.
+const NUMBERS: [u64; 14] = [
+    0,
+    1,
+    2,
+    3,
+    255,
+    1 << 16,
+    1 << 26,
+    1 << 30,
+    (1 << 31) - 1,
+    u32::MAX as u64,
+    1 << 32,
+    1 << 53,
+    (1 << 62) - 1,
+    u64::MAX,
+];
 
 /// Changes the save of a small buffer as `input` says and loads it. Panics where the loader is wrong.
 ///
 /// The first byte picks the file and how: bit 0 the chunk rather than the manifest; bit 1 the rest of the input takes
 /// the file's place, rather than being edits of it; bit 2 the checksums are made to fit, so that the parser behind
-/// them is reached.
+/// them is reached; bit 3 the edits replace whole numbers of the manifest, under a checksum that fits.
 pub fn load_mutated(input: &[u8]) {
     let Some((&mode, script)) = input.split_first() else { return };
     let directory = std::env::temp_dir().join(format!("drama-fuzz-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&directory);
     fs::create_dir_all(&directory).unwrap();
-    let (ring, files) = &*SAVED;
-    for (name, content) in [MANIFEST, CHUNK].into_iter().zip(files) {
-        put(&directory.join(name), content);
+    let Sound { ring, chunk, files } = &*SAVED;
+    let names = [MANIFEST, chunk];
+    for (name, content) in names.into_iter().zip(files) {
+        fs::write(directory.join(name), content).unwrap();
     }
-    let target = usize::from(mode & 1);
+    let numbers = mode & 8 != 0;
+    let target = usize::from(mode & 1 != 0 && !numbers);
     let sound = &files[target];
-    let changed = if mode & 2 == 0 { edited(sound, script) } else { script.to_vec() };
-    put(&directory.join([MANIFEST, CHUNK][target]), &changed);
-    let signed = mode & 4 != 0 && sign(&directory, target == 1, &changed);
+    let changed = match mode & 2 == 0 {
+        _ if numbers => renumbered(sound, script),
+        true => edited(sound, script),
+        false => script.to_vec(),
+    };
+    fs::write(directory.join(names[target]), &changed).unwrap();
+    let signed = numbers || mode & 4 != 0 && sign(&directory, target == 1, &changed);
     match load(&directory) {
         Ok((loaded, ..)) if !signed => {
             assert_eq!(changed, *sound, "a damaged save was loaded");
@@ -35,34 +61,37 @@ pub fn load_mutated(input: &[u8]) {
         }
         // Whatever was signed may differ, but must be a buffer that can be read.
         Ok((loaded, ..)) => drop(rows(&loaded)),
-        Err(Error::Corrupt { .. } | Error::Io { .. }) => {}
+        Err(Error::Corrupt { .. } | Error::Io { .. } | Error::Memory(_)) => {}
         Err(error) => panic!("a damaged save gave {error:?}"),
     }
-    let _ = fs::remove_dir_all(&directory);
 }
 
-/// A buffer, and the manifest and the chunk of its save.
-static SAVED: LazyLock<(Ring, [Vec<u8>; 2])> = LazyLock::new(|| {
+/// A buffer, the name of its chunk, and the manifest and the chunk of its save.
+struct Sound {
+    ring: Ring,
+    chunk: String,
+    files: [Vec<u8>; 2],
+}
+
+static SAVED: LazyLock<Sound> = LazyLock::new(|| {
     let field = Field::new("x", DType::from_name("int16").unwrap(), vec![3]).unwrap();
     let packed = Field::new("y", DType::from_name("uint8").unwrap(), vec![40]).unwrap().compressed();
     let mut ring = Ring::new(Schema::new(vec![field, packed]).unwrap(), 10, 2).unwrap();
     let x: Vec<u8> = (0..7 * 2 * 6).collect();
     // Every other row gets smaller.
     let y: Vec<u8> = (0..14 * 40).map(|at| if at / 40 % 2 == 0 { 7 } else { (at * at % 251) as u8 }).collect();
-    let ends: Vec<u8> = (0..14).map(|row| u8::from(row % 5 == 4)).collect();
+    // The newest row of the second environment is such an end.
+    let ends: Vec<u8> = (0..14).map(|row| u8::from(row % 5 == 3)).collect();
     ring.add(7, None, &[Some(&x), Some(&y), Some(&ends), Some(&[0; 14]), None]).unwrap();
     let directory = std::env::temp_dir().join(format!("drama-fuzz-sound-{}", std::process::id()));
-    save(&ring, &seeded(0), None, &directory).unwrap();
-    let files = [MANIFEST, CHUNK].map(|name| fs::read(directory.join(name)).unwrap());
+    ring.set_final(&[1], &[Some(&[5; 6]), Some(&[6; 40]), None, None, None]).unwrap();
+    save(&(&ring, &seeded(0)), None, &directory).unwrap();
+    let names = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let chunk = names.into_iter().find(|name| name.starts_with("chunk")).unwrap();
+    let files = [MANIFEST, &chunk].map(|name| fs::read(directory.join(name)).unwrap());
     fs::remove_dir_all(&directory).unwrap();
-    (ring, files)
+    Sound { ring, chunk, files }
 });
-
-/// Writes a new file: some file systems wait for the disk where one is written over.
-fn put(path: &Path, content: &[u8]) {
-    let _ = fs::remove_file(path);
-    fs::write(path, content).unwrap();
-}
 
 /// Four bytes an edit: two for the place, one for what to do, one for the value.
 fn edited(sound: &[u8], script: &[u8]) -> Vec<u8> {
@@ -80,25 +109,58 @@ fn edited(sound: &[u8], script: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// Two bytes an edit: which number of the manifest, and what takes its place.
+fn renumbered(sound: &[u8], script: &[u8]) -> Vec<u8> {
+    fn numbers(value: &mut Value) -> Vec<&mut Value> {
+        match value {
+            Value::Number(_) => vec![value],
+            Value::Array(values) => values.iter_mut().flat_map(numbers).collect(),
+            Value::Object(values) => values.values_mut().flat_map(numbers).collect(),
+            _ => Vec::new(),
+        }
+    }
+    let mut body: Value = serde_json::from_slice(body(sound).unwrap()).unwrap();
+    for edit in script.chunks_exact(2) {
+        let mut numbers = numbers(&mut body);
+        let count = numbers.len();
+        *numbers[usize::from(edit[0]) % count] = json!(NUMBERS[usize::from(edit[1]) % NUMBERS.len()]);
+    }
+    summed(sound, body.to_string().as_bytes()).unwrap()
+}
+
+/// The part of a manifest that is under the checksum.
+fn body(manifest: &[u8]) -> Option<&[u8]> {
+    let start = manifest.windows(BODY.len()).position(|window| window == BODY.as_bytes())? + BODY.len();
+    manifest[start..].strip_suffix(b"}")
+}
+
+/// A manifest as `like` with another body and a checksum that fits.
+fn summed(like: &[u8], new: &[u8]) -> Option<Vec<u8>> {
+    let start = like.len() - body(like)?.len() - 1;
+    let mut head = like[..start].to_vec();
+    let place = start.checked_sub(BODY.len() + SUM)?..start - BODY.len();
+    head[place].copy_from_slice(format!("{:08x}", crc32fast::hash(new)).as_bytes());
+    Some([&head, new, b"}"].concat())
+}
+
 /// Makes the checksums fit what was changed; false where it has none.
 fn sign(directory: &Path, is_chunk: bool, changed: &[u8]) -> bool {
     let path = directory.join(MANIFEST);
-    let Ok(mut document) = serde_json::from_slice::<Value>(&fs::read(&path).unwrap()) else { return false };
-    if is_chunk {
-        if changed.len() < CRC.end {
-            return false;
-        }
-        let crc32 = crc32fast::hash(&changed[CRC.end..]);
-        let mut chunk = changed.to_vec();
-        chunk[CRC].copy_from_slice(&crc32.to_le_bytes());
-        put(&directory.join(CHUNK), &chunk);
-        document["body"]["chunks"] = json!([{"generation": 1, "crc32": crc32, "bytes": chunk.len()}]);
+    if !is_chunk {
+        let signed = body(changed).and_then(|body| summed(changed, body));
+        return signed.inspect(|signed| fs::write(&path, signed).unwrap()).is_some();
     }
-    if !document["body"].is_object() {
+    if changed.len() < CRC.end {
         return false;
     }
-    document["crc32"] = json!(crc32fast::hash(document["body"].to_string().as_bytes()));
-    put(&path, document.to_string().as_bytes());
+    let crc32 = crc32fast::hash(&changed[CRC.end..]);
+    let mut chunk = changed.to_vec();
+    chunk[CRC].copy_from_slice(&crc32.to_le_bytes());
+    fs::write(directory.join(&SAVED.chunk), &chunk).unwrap();
+    let manifest = &SAVED.files[0];
+    let mut body: Value = serde_json::from_slice(body(manifest).unwrap()).unwrap();
+    body["chunks"] = json!([{"generation": 1, "crc32": crc32, "bytes": chunk.len()}]);
+    fs::write(&path, summed(manifest, body.to_string().as_bytes()).unwrap()).unwrap();
     true
 }
 

@@ -8,9 +8,9 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    memory::{prefetch, table},
+    memory::{prefetch, table, try_collect},
     ring::Ring,
-    starts::Starts,
+    starts::{RANGES, Starts},
 };
 
 /// What a batch is drawn for.
@@ -33,6 +33,15 @@ pub struct Counters {
     pub seen: Vec<u64>,
     /// Number of environments.
     pub num_envs: usize,
+}
+
+impl Counters {
+    /// A copy, where there is room for it.
+    pub fn try_clone(&self) -> Result<Self> {
+        let counts = |counts: &[u32]| try_collect(counts.iter().copied(), "the counters of a sampler");
+        let seen = try_collect(self.seen.iter().copied(), RANGES)?;
+        Ok(Self { n: counts(&self.n)?, b: counts(&self.b)?, seen, num_envs: self.num_envs })
+    }
 }
 
 /// A sampler with its counters; bound to the first ring it is used with.
@@ -107,9 +116,9 @@ impl DynamicFrequency {
                 tree.move_to(starts, |slot| self.weight(role, slot));
                 tree
             }
-            None => StartTree::new(starts, |slot| self.weight(role, slot)),
+            None => StartTree::new(starts, |slot| self.weight(role, slot))?,
         };
-        let drawn = tree.draw_distinct(starts, count, rng, |slot| self.weight(role, slot));
+        let drawn = tree.draw_distinct(starts, count, rng, |slot| self.weight(role, slot))?;
         tree.set(ring, drawn.refused.iter().copied(), |slot| self.weight(role, slot));
         *self.tree(role) = Some(tree);
         for &slot in &drawn.starts {
@@ -163,13 +172,9 @@ impl DynamicFrequency {
     fn follow(&mut self, ring: &Ring) -> Result<()> {
         let Counters { n, b, seen, num_envs } = &mut self.counters;
         if n.is_empty() {
-            let zero = table(0, ring.slots());
-            self.counters = Counters {
-                n: zero,
-                b: table(0, ring.slots()),
-                seen: ring.totals().to_vec(),
-                num_envs: ring.num_envs(),
-            };
+            let zeros = || table(0, ring.slots(), "the counters of a sampler");
+            let seen = try_collect(ring.totals().iter().copied(), RANGES)?;
+            self.counters = Counters { n: zeros()?, b: zeros()?, seen, num_envs: ring.num_envs() };
             self.bound = Some(ring.id());
             return Ok(());
         }

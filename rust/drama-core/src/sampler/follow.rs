@@ -10,8 +10,9 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    memory::{room, table, try_collect},
     ring::Ring,
-    starts::Starts,
+    starts::{RANGES, STARTS, Starts},
 };
 
 /// Candidates drawn before the tree is told which leaves are gone.
@@ -73,11 +74,12 @@ pub(super) struct Drawn {
 }
 
 impl StartTree {
-    pub(super) fn new(starts: &Starts<'_>, weight: impl Fn(usize) -> Weight) -> Self {
-        let (ring, ranges) = (starts.ring(), starts.ranges().to_vec());
-        let mut tree = SumTree::new(ring.slots());
+    pub(super) fn new(starts: &Starts<'_>, weight: impl Fn(usize) -> Weight) -> Result<Self> {
+        let ring = starts.ring();
+        let ranges = try_collect(starts.ranges().iter().cloned(), RANGES)?;
+        let mut tree = SumTree::new(ring.slots())?;
         tree.fill(|slot| if in_ranges(&ranges, ring, slot) { weight(slot) } else { Weight::ZERO });
-        Self { tree, ranges }
+        Ok(Self { tree, ranges })
     }
 
     /// Goes over to the ranges of `starts`. Each row added enters and leaves once.
@@ -114,14 +116,14 @@ impl StartTree {
         count: usize,
         rng: &mut impl Rng,
         weight: impl Fn(usize) -> Weight,
-    ) -> Drawn {
-        let mut drawn = Drawn { starts: Vec::with_capacity(count), refused: Vec::new() };
+    ) -> Result<Drawn> {
+        let mut drawn = Drawn { starts: room(count, STARTS)?, refused: Vec::new() };
         while drawn.starts.len() < count && self.draw_block(starts, count, &mut drawn, rng, |_| true).is_some() {
             if drawn.refused.len() > too_many(count) {
                 return draw_listed(starts, count, false, drawn.refused, rng, weight);
             }
         }
-        drawn
+        Ok(drawn)
     }
 
     /// Draws `count` different starts, one after the other, each with its share of the weight still there. One drawn
@@ -133,10 +135,10 @@ impl StartTree {
         count: usize,
         rng: &mut impl Rng,
         weight: impl Fn(usize) -> Weight,
-    ) -> Drawn {
-        let mut drawn = Drawn { starts: Vec::with_capacity(count), refused: Vec::new() };
+    ) -> Result<Drawn> {
+        let mut drawn = Drawn { starts: room(count, STARTS)?, refused: Vec::new() };
         // Fewer than half of the table is ever used, so a free place is near.
-        let mut seen = vec![usize::MAX; (2 * count).next_power_of_two()];
+        let mut seen = table(usize::MAX, (2 * count).next_power_of_two(), STARTS)?;
         let mut cleared = 0;
         while drawn.starts.len() < count {
             let before = drawn.starts.len();
@@ -152,7 +154,7 @@ impl StartTree {
                 cleared = drawn.starts.len();
             }
         }
-        drawn
+        Ok(drawn)
     }
 
     /// Draws rows, `BLOCK` at most and no more than are lacking, and tells how many; `None` where no weight is left.
@@ -205,13 +207,13 @@ fn draw_listed(
     refused: Vec<usize>,
     rng: &mut impl Rng,
     weight: impl Fn(usize) -> Weight,
-) -> Drawn {
-    let slots = all_found(starts);
-    let mut drawn = Drawn { starts: Vec::with_capacity(count), refused };
+) -> Result<Drawn> {
+    let slots = all_found(starts)?;
+    let mut drawn = Drawn { starts: room(count, STARTS)?, refused };
     if slots.is_empty() {
-        return drawn;
+        return Ok(drawn);
     }
-    let mut tree = SumTree::new(slots.len());
+    let mut tree = SumTree::new(slots.len())?;
     tree.fill(|leaf| weight(slots[leaf]));
     while drawn.starts.len() < count {
         let (mut point, mut leaf) = ([rng.random()], [0]);
@@ -223,7 +225,7 @@ fn draw_listed(
             tree.set(std::iter::once((leaf[0], Weight::ZERO)));
         }
     }
-    drawn
+    Ok(drawn)
 }
 
 fn in_ranges(ranges: &[Range<u64>], ring: &Ring, slot: usize) -> bool {

@@ -8,9 +8,9 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    memory::table,
+    memory::{room, table, try_collect},
     ring::{Ring, split},
-    starts::Starts,
+    starts::{RANGES, STARTS, Starts},
 };
 
 /// The priorities of every slot, as they are saved.
@@ -22,6 +22,14 @@ pub struct Priorities {
     pub largest: f64,
     /// Rows that the priorities know of, by environment.
     pub seen: Vec<u64>,
+}
+
+impl Priorities {
+    /// A copy, where there is room for it.
+    pub fn try_clone(&self) -> Result<Self> {
+        let values = try_collect(self.values.iter().copied(), "the priorities of a sampler")?;
+        Ok(Self { values, largest: self.largest, seen: try_collect(self.seen.iter().copied(), RANGES)? })
+    }
 }
 
 /// A sampler whose weights are `priority^alpha`; bound to the first ring it is used with.
@@ -75,7 +83,8 @@ impl Prioritized {
         Ok(())
     }
 
-    /// Sets the priorities of the rows in slots `indices`; the last one counts where a slot is named twice.
+    /// Sets the priorities of the rows that a batch named by `indices`, but not of those overwritten since; the last one
+    /// counts where a row is named twice.
     pub fn update(&mut self, indices: &[i64], priorities: &[f64]) -> Result<()> {
         if indices.len() != priorities.len() {
             return Error::value(format!(
@@ -86,22 +95,31 @@ impl Prioritized {
         }
         let (slots, seen) = (self.priorities.values.len(), &self.priorities.seen);
         let rows = slots.checked_div(seen.len()).unwrap_or(0);
+        // Slot of a row, and whether it is still there.
         let known = |index: i64| {
-            let slot = usize::try_from(index).ok().filter(|&slot| slot < slots)?;
+            let index = usize::try_from(index).ok()?;
+            let (slot, lap) = (index.checked_rem(slots)?, index / slots);
             let (env, position) = split(slot, rows);
-            (seen[env] > position as u64).then_some(slot)
+            let t = lap as u64 * rows as u64 + position as u64;
+            (t < seen[env]).then_some((slot, t + rows as u64 >= seen[env]))
         };
-        if let Some((at, &index)) = indices.iter().enumerate().find(|(_, index)| known(**index).is_none()) {
-            return Error::value(format!("indices[{at}] is {index}, a slot in which the sampler knows no row"));
+        let mut current = room(indices.len(), STARTS)?;
+        for (at, (&index, &priority)) in indices.iter().zip(priorities).enumerate() {
+            match known(index) {
+                Some((slot, true)) => current.push((slot, priority)),
+                Some((_, false)) => {}
+                None => {
+                    return Error::value(format!("indices[{at}] is {index}, a row that the sampler does not know"));
+                }
+            }
         }
         check_priorities(priorities)?;
-        let values = &mut self.priorities.values;
-        for (&index, &priority) in indices.iter().zip(priorities) {
-            values[index as usize] = priority;
+        for &(slot, priority) in &current {
+            self.priorities.values[slot] = priority;
             self.priorities.largest = self.priorities.largest.max(priority);
         }
         // Which of them are starts now, only the ring knows.
-        self.changed.extend(indices.iter().map(|&index| index as usize));
+        self.changed.extend(current.iter().map(|(slot, _)| slot));
         if self.changed.len() > slots {
             self.changed.clear();
             self.tree = None;
@@ -128,26 +146,26 @@ impl Prioritized {
                 tree.set(starts.ring(), self.changed.iter().copied(), |slot| self.weight(slot));
                 tree
             }
-            None => StartTree::new(starts, |slot| self.weight(slot)),
+            None => StartTree::new(starts, |slot| self.weight(slot))?,
         };
         self.changed.clear();
         let weight = |slot| self.weight(slot);
         let drawn = if replacement {
-            tree.draw(starts, count, rng, weight)
+            tree.draw(starts, count, rng, weight)?
         } else {
-            tree.draw_distinct(starts, count, rng, weight)
+            tree.draw_distinct(starts, count, rng, weight)?
         };
         let changed = drawn.refused.iter().chain(if replacement { &[][..] } else { &drawn.starts });
         tree.set(starts.ring(), changed.copied(), |slot| self.weight(slot));
         // From the tree, whose leaves were just read.
-        let logs: Vec<f64> = drawn.starts.iter().map(|&slot| tree.weight(slot).log2()).collect();
+        let logs = try_collect(drawn.starts.iter().map(|&slot| tree.weight(slot).log2()), STARTS)?;
         self.tree = Some(tree);
         if drawn.starts.len() < count {
             let message = starts.too_few(count, !replacement, drawn.starts.len());
             return Error::value(format!("{message} with a priority above 0"));
         }
         let least = logs.iter().copied().fold(f64::INFINITY, f64::min);
-        let weights = logs.into_iter().map(|log| (beta * (least - log)).exp2() as f32).collect();
+        let weights = try_collect(logs.into_iter().map(|log| (beta * (least - log)).exp2() as f32), STARTS)?;
         Ok((drawn.starts, weights))
     }
 
@@ -160,8 +178,9 @@ impl Prioritized {
     fn follow(&mut self, ring: &Ring) -> Result<()> {
         let Priorities { values, largest, seen } = &mut self.priorities;
         if values.is_empty() {
-            *values = table(*largest, ring.slots());
-            *seen = ring.totals().to_vec();
+            let known = try_collect(ring.totals().iter().copied(), RANGES)?;
+            *values = table(*largest, ring.slots(), "the priorities of a sampler")?;
+            *seen = known;
             self.bound = Some(ring.id());
             return Ok(());
         }

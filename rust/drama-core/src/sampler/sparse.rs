@@ -7,8 +7,9 @@ use rand::Rng;
 use super::uniform::numbers;
 use crate::{
     error::{Error, Result},
+    memory::try_collect,
     ring::Ring,
-    starts::{Kind, Starts},
+    starts::{Kind, STARTS, Starts},
 };
 
 /// The starts of one kind, found row by row. Every row is looked at once, and a few again at both ends of an
@@ -84,15 +85,18 @@ pub(super) fn draw_found(
     if listed.len() < if replacement { 1 } else { count } {
         return Error::value(starts.too_few(count, !replacement, listed.len()));
     }
-    let numbers = numbers(listed.len(), count, replacement, rng);
-    Ok(numbers.into_iter().map(|number| listed.slot(starts.ring(), number)).collect())
+    let mut slots = numbers(listed.len(), count, replacement, rng)?;
+    for slot in &mut slots {
+        *slot = listed.slot(starts.ring(), *slot);
+    }
+    Ok(slots)
 }
 
 /// The slots of all starts.
-pub(super) fn all_found(starts: &Starts<'_>) -> Vec<usize> {
+pub(super) fn all_found(starts: &Starts<'_>) -> Result<Vec<usize>> {
     let mut kept = starts.ring().found();
     let listed = Listed::new(starts, &mut kept);
-    (0..listed.len()).map(|number| listed.slot(starts.ring(), number)).collect()
+    try_collect((0..listed.len()).map(|number| listed.slot(starts.ring(), number)), STARTS)
 }
 
 /// The slots of the `count` newest starts, fewer where there are no more.

@@ -1,6 +1,9 @@
 //! A sum tree whose weights may differ by any power of two.
 
-use crate::memory::{prefetch, table};
+use crate::{
+    error::Result,
+    memory::{prefetch, table},
+};
 
 /// Children of one node: one cache line of nodes.
 const FANOUT: usize = 8;
@@ -122,20 +125,23 @@ pub(super) struct SumTree {
 }
 
 impl SumTree {
-    pub(super) fn new(len: usize) -> Self {
+    pub(super) fn new(len: usize) -> Result<Self> {
+        let what = "the weights of a sampler";
         let mut levels = Vec::new();
         let mut nodes = len;
         loop {
             nodes = nodes.div_ceil(FANOUT);
-            levels.push(table(Group::ZERO, nodes));
+            levels.push(table(Group::ZERO, nodes, what)?);
             if nodes <= 1 {
                 break;
             }
         }
-        let marks = vec![0; levels[0].len().div_ceil(64)];
+        let marks = table(0, levels[0].len().div_ceil(64), what)?;
         let mut running = vec![Vec::new()];
-        running.extend(levels[1..].iter().map(|level| table(Running([0.0; FANOUT]), level.len())));
-        Self { len, levels, running, dirty: Vec::new(), marks }
+        for level in &levels[1..] {
+            running.push(table(Running([0.0; FANOUT]), level.len(), what)?);
+        }
+        Ok(Self { len, levels, running, dirty: Vec::new(), marks })
     }
 
     /// Sets every leaf.
@@ -283,7 +289,7 @@ mod tests {
     }
 
     fn tree(exponents: &[Option<f64>]) -> SumTree {
-        let mut tree = SumTree::new(exponents.len());
+        let mut tree = SumTree::new(exponents.len()).unwrap();
         tree.fill(|leaf| exponents[leaf].map_or(Weight::ZERO, Weight::exp));
         tree
     }

@@ -1,183 +1,185 @@
-//! One chunk file: some rows of every environment, all fields.
+//! One chunk file: some rows of every environment, all fields, and what was seen after those that end an episode.
 
-use std::{borrow::Cow, io::Read, ops::Range, path::Path};
+use std::{fs::File, io::Read, path::Path};
 
-use super::{at, corrupt, manifest::ChunkEntry, open, write_file};
-use crate::{error::Result, ring::Ring};
+use super::{at, corrupt, open, plan::Plan};
+use crate::{error::Result, memory::room, ring::Ring};
 
 const MAGIC: &[u8; 8] = b"DRAMACHK";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Magic, version, crc32 of all that follows it, chunk index, rows.
-const HEADER: usize = 8 + 4 + 4 + 8 + 8;
+pub(super) const HEADER: usize = 8 + 4 + 4 + 8 + 8;
+/// Size of the length of a compressed row.
+pub(super) const LENGTH: usize = size_of::<u32>();
+/// Field and slot of a final value.
+pub(super) const FINAL: usize = 2 * size_of::<u64>();
 const DAMAGED: &str = "is corrupted: the rows do not fit in";
 /// Where the part under the crc32 begins.
 const CHECKED: usize = 16;
-/// Size of the length of a compressed row.
-const LENGTH: usize = size_of::<u32>();
-/// Size that a chunk is meant to have before compression.
-const TARGET_BYTES: usize = 2 << 20;
 
-pub(super) fn name(index: usize, generation: u64) -> String {
-    format!("chunk-{index:06}-{generation:08}.bin")
+/// One file of a save.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct ChunkEntry {
+    pub(super) generation: u64,
+    pub(super) crc32: u32,
+    pub(super) bytes: u64,
 }
 
-pub(super) fn parse_name(name: &str) -> Option<(usize, u64)> {
-    let (index, generation) = name.strip_prefix("chunk-")?.strip_suffix(".bin")?.split_once('-')?;
+/// The name of a chunk of the buffer `identity`: nobody else's file is called so.
+pub(super) fn name(identity: u64, index: usize, generation: u64) -> String {
+    format!("chunk-{identity:016x}-{index:06}-{generation:08}.bin")
+}
+
+/// Chunk index and generation in a name of the buffer `identity`.
+pub(super) fn parse_name(identity: u64, name: &str) -> Option<(usize, u64)> {
+    let (index, generation) =
+        name.strip_prefix(&format!("chunk-{identity:016x}-"))?.strip_suffix(".bin")?.split_once('-')?;
     Some((index.parse().ok()?, generation.parse().ok()?))
 }
 
-/// Rows of each environment in one chunk.
-pub(super) fn rows_per_chunk(ring: &Ring) -> usize {
-    let row = ring.schema().row_bytes().saturating_mul(ring.num_envs());
-    (TARGET_BYTES / row).clamp(1, ring.rows_per_env())
-}
-
-/// Chunks that hold rows.
-pub(super) fn chunk_count(ring: &Ring) -> usize {
-    let most = (0..ring.num_envs()).map(|env| ring.filled(env)).max().unwrap_or(0);
-    most.div_ceil(rows_per_chunk(ring))
-}
-
-/// Places in the ring that chunk `index` covers of `env`.
-pub(super) fn positions(ring: &Ring, index: usize, env: usize) -> Range<usize> {
-    let start = index * rows_per_chunk(ring);
-    start..(start + rows_per_chunk(ring)).min(ring.filled(env)).max(start)
-}
-
-/// Rows of all environments in chunk `index`.
-fn row_count(ring: &Ring, index: usize) -> usize {
-    (0..ring.num_envs()).map(|env| positions(ring, index, env).len()).sum()
-}
-
-/// The least and the most bytes that a chunk of `rows` rows can have: a compressed row comes with its length and has
-/// at least a byte.
-fn file_bytes(ring: &Ring, rows: usize) -> Range<u64> {
-    let (mut least, mut most) = (HEADER, HEADER);
-    for field in ring.schema().fields() {
-        let size = field.row_bytes();
-        let (short, long) = if field.is_compressed() { (LENGTH + 1, LENGTH + size) } else { (size, size) };
-        least += rows * short;
-        most += rows * long;
-    }
-    least as u64..most as u64 + 1
-}
-
-/// Field, environment and places of each part of chunk `index`.
-fn parts(ring: &Ring, index: usize) -> Vec<(usize, usize, Range<usize>)> {
-    let of_field = |field| (0..ring.num_envs()).map(move |env| (field, env, positions(ring, index, env)));
-    let parts = (0..ring.schema().fields().len()).flat_map(of_field);
-    parts.filter(|(_, _, positions)| !positions.is_empty()).collect()
-}
-
-pub(super) fn write(ring: &Ring, index: usize, generation: u64, directory: &Path) -> Result<ChunkEntry> {
-    let (rows, parts) = (row_count(ring, index), parts(ring, index));
-    let mut header = [0; HEADER];
-    header[..8].copy_from_slice(MAGIC);
-    header[8..12].copy_from_slice(&VERSION.to_le_bytes());
-    header[16..24].copy_from_slice(&(index as u64).to_le_bytes());
-    header[24..].copy_from_slice(&(rows as u64).to_le_bytes());
-    let body: Vec<_> = parts.into_iter().map(|(field, env, positions)| part(ring, field, env, positions)).collect();
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&header[CHECKED..]);
-    for part in &body {
-        crc.update(part);
-    }
-    let crc32 = crc.finalize();
-    header[12..16].copy_from_slice(&crc32.to_le_bytes());
-    let bytes = (HEADER + body.iter().map(|part| part.len()).sum::<usize>()) as u64;
-    write_file(
-        directory,
-        &name(index, generation),
-        std::iter::once(&header[..]).chain(body.iter().map(|part| &**part)),
-    )?;
-    Ok(ChunkEntry { generation, crc32, bytes })
-}
-
-/// Rows of one field and environment as they are written: one after the other, compressed ones after their lengths.
-fn part(ring: &Ring, field: usize, env: usize, positions: Range<usize>) -> Cow<'_, [u8]> {
-    let slots = slots(ring, env, positions);
-    let Some(packed) = ring.packed(field) else {
-        let size = ring.schema().fields()[field].row_bytes();
-        return Cow::Borrowed(&ring.plain(field)[slots.start * size..slots.end * size]);
-    };
-    let mut bytes = Vec::new();
-    for row in slots.map(|slot| packed.get(slot)) {
-        bytes.extend((row.len() as u32).to_le_bytes());
-        bytes.extend(row);
-    }
-    Cow::Owned(bytes)
-}
-
-fn slots(ring: &Ring, env: usize, positions: Range<usize>) -> Range<usize> {
-    let base = env * ring.rows_per_env();
-    base + positions.start..base + positions.end
-}
-
-pub(super) fn read(ring: &mut Ring, index: usize, entry: &ChunkEntry, directory: &Path) -> Result<()> {
-    let path = directory.join(name(index, entry.generation));
-    let rows = row_count(ring, index);
-    let expected = file_bytes(ring, rows);
-    let (mut file, found) = open(&path)?;
-    if found != entry.bytes || !expected.contains(&found) {
-        return corrupt(&path, format!("has {found} bytes, expected {}", entry.bytes));
-    }
-    let mut header = [0; HEADER];
-    at(&path, file.read_exact(&mut header))?;
-    if &header[..8] != MAGIC {
-        return corrupt(&path, "is not a chunk of a replay buffer");
-    }
-    let (version, crc32) = (word(&header, 8) as u32, word(&header, 12) as u32);
-    if version != VERSION {
-        return corrupt(&path, format!("has version {version}, this build reads version {VERSION}"));
-    }
-    if word(&header, 16) != index as u64 || word(&header, 24) != rows as u64 {
-        return corrupt(&path, "belongs to another place in the buffer");
-    }
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&header[CHECKED..]);
-    let mut left = found as usize - HEADER;
-    for (field, env, positions) in parts(ring, index) {
-        let slots = slots(ring, env, positions);
-        let size = ring.schema().fields()[field].row_bytes();
-        let Some(packed) = ring.packed_mut(field) else {
-            let rows = &mut ring.plain_mut(field)[slots.start * size..slots.end * size];
-            if rows.len() > left {
-                return corrupt(&path, DAMAGED);
-            }
-            at(&path, file.read_exact(rows))?;
-            crc.update(rows);
-            left -= rows.len();
-            continue;
+/// The bytes of chunk `index` and their checksum: the rows one field after the other, compressed ones after their
+/// lengths, then the final values after field and slot.
+pub(super) fn encode(ring: &Ring, index: usize) -> Result<(Vec<u8>, u32)> {
+    let (plan, fields) = (ring.plan(), ring.schema().fields());
+    let finals = || plan.slots(index).flat_map(|slots| ring.finals().within(slots));
+    let mut size = HEADER + finals().map(|(_, _, value)| FINAL + value.len()).sum::<usize>();
+    for (at, field) in fields.iter().enumerate() {
+        size += match ring.packed(at) {
+            None => plan.row_count(index) * field.row_bytes(),
+            Some(packed) => plan.slots(index).flatten().map(|slot| LENGTH + packed.get(slot).len()).sum(),
         };
-        for slot in slots {
-            let mut length = [0; LENGTH];
-            if left < LENGTH {
-                return corrupt(&path, DAMAGED);
-            }
-            at(&path, file.read_exact(&mut length))?;
-            crc.update(&length);
-            left -= LENGTH;
-            let length = u32::from_le_bytes(length) as usize;
-            if length > size.min(left) {
-                return corrupt(&path, DAMAGED);
-            }
-            let mut row = vec![0; length];
-            at(&path, file.read_exact(&mut row))?;
-            crc.update(&row);
-            left -= length;
-            if !packed.restore(slot, row.into()) {
-                return corrupt(&path, DAMAGED);
+    }
+    let mut bytes = room(size, "a chunk of a save")?;
+    bytes.extend(MAGIC);
+    bytes.extend(VERSION.to_le_bytes());
+    bytes.extend([0; 4]);
+    bytes.extend((index as u64).to_le_bytes());
+    bytes.extend((plan.row_count(index) as u64).to_le_bytes());
+    for (at, field) in fields.iter().enumerate() {
+        let size = field.row_bytes();
+        for slots in plan.slots(index) {
+            let Some(packed) = ring.packed(at) else {
+                bytes.extend_from_slice(&ring.plain(at)[slots.start * size..slots.end * size]);
+                continue;
+            };
+            for row in slots.map(|slot| packed.get(slot)) {
+                bytes.extend((row.len() as u32).to_le_bytes());
+                bytes.extend_from_slice(row);
             }
         }
     }
-    let actual = crc.finalize();
-    if actual != crc32 || actual != entry.crc32 {
-        return corrupt(&path, "is corrupted: the checksum does not match");
+    for (field, slot, value) in finals() {
+        bytes.extend((field as u64).to_le_bytes());
+        bytes.extend((slot as u64).to_le_bytes());
+        bytes.extend_from_slice(value);
     }
-    if left > 0 { corrupt(&path, DAMAGED) } else { Ok(()) }
+    let crc32 = crc32fast::hash(&bytes[CHECKED..]);
+    bytes[CHECKED - 4..CHECKED].copy_from_slice(&crc32.to_le_bytes());
+    Ok((bytes, crc32))
 }
 
-/// Whether the file has the size and the checksum of `entry`: another buffer may have saved to the directory since.
+/// Opens the file of chunk `index`, which has the size that `entry` tells and rows of `plan` can have.
+pub(super) fn find(plan: Plan<'_>, index: usize, entry: &ChunkEntry, path: &Path) -> Result<File> {
+    let (file, found) = open(path)?;
+    if found != entry.bytes || !plan.file_bytes(index).contains(&u128::from(found)) {
+        return corrupt(path, format!("has {found} bytes, expected {}", entry.bytes));
+    }
+    Ok(file)
+}
+
+/// A chunk file while it is read: what is left of it, and the checksum so far.
+struct Reader<'p> {
+    path: &'p Path,
+    file: File,
+    left: usize,
+    crc: crc32fast::Hasher,
+}
+
+impl Reader<'_> {
+    fn fill(&mut self, bytes: &mut [u8]) -> Result<()> {
+        if bytes.len() > self.left {
+            return corrupt(self.path, DAMAGED);
+        }
+        at(self.path, self.file.read_exact(bytes))?;
+        self.crc.update(bytes);
+        self.left -= bytes.len();
+        Ok(())
+    }
+
+    fn number(&mut self) -> Result<usize> {
+        let mut bytes = [0; 8];
+        self.fill(&mut bytes)?;
+        Ok(usize::try_from(u64::from_le_bytes(bytes)).unwrap_or(usize::MAX))
+    }
+
+    /// Bytes that are checked to be there before memory is taken for them.
+    fn bytes(&mut self, len: usize) -> Result<Vec<u8>> {
+        if len > self.left {
+            return corrupt(self.path, DAMAGED);
+        }
+        let mut bytes = room(len, "a row of a save")?;
+        bytes.resize(len, 0);
+        self.fill(&mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+/// Reads the rows of chunk `index` into `ring`, which has as many.
+pub(super) fn read(ring: &mut Ring, index: usize, entry: &ChunkEntry, path: &Path) -> Result<()> {
+    let mut file = find(ring.plan(), index, entry, path)?;
+    let mut header = [0; HEADER];
+    at(path, file.read_exact(&mut header))?;
+    if &header[..8] != MAGIC {
+        return corrupt(path, "is not a chunk of a replay buffer");
+    }
+    let (version, crc32) = (word(&header, 8) as u32, word(&header, 12) as u32);
+    if version != VERSION {
+        return corrupt(path, format!("has version {version}, this build reads version {VERSION}"));
+    }
+    if word(&header, 16) != index as u64 || word(&header, 24) != ring.plan().row_count(index) as u64 {
+        return corrupt(path, "belongs to another place in the buffer");
+    }
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&header[CHECKED..]);
+    let mut reader = Reader { path, file, left: entry.bytes as usize - HEADER, crc };
+    let slots: Vec<_> = ring.plan().slots(index).collect();
+    for field in 0..ring.schema().fields().len() {
+        let size = ring.schema().fields()[field].row_bytes();
+        for slots in slots.iter().cloned() {
+            let Some(packed) = ring.packed_mut(field) else {
+                reader.fill(&mut ring.plain_mut(field)[slots.start * size..slots.end * size])?;
+                continue;
+            };
+            for slot in slots {
+                let mut length = [0; LENGTH];
+                reader.fill(&mut length)?;
+                let row = reader.bytes(u32::from_le_bytes(length) as usize)?;
+                if !packed.restore(slot, row.into()) {
+                    return corrupt(path, DAMAGED);
+                }
+            }
+        }
+    }
+    while reader.left > 0 {
+        let (field, slot) = (reader.number()?, reader.number()?);
+        let known = field < ring.schema().terminated()
+            && slots.iter().any(|slots| slots.contains(&slot))
+            && ring.ended(slot)
+            && ring.finals().get(field, slot).is_none();
+        if !known {
+            return corrupt(path, DAMAGED);
+        }
+        let value = reader.bytes(ring.schema().fields()[field].row_bytes())?;
+        ring.finals_mut().insert(field, slot, &value);
+    }
+    let actual = reader.crc.finalize();
+    if actual != crc32 || actual != entry.crc32 {
+        return corrupt(path, "is corrupted: the checksum does not match");
+    }
+    Ok(())
+}
+
+/// Whether the file has the size and the checksum of `entry`: it may have been removed, and its name used again.
 pub(super) fn matches(path: &Path, entry: &ChunkEntry) -> bool {
     let mut header = [0; HEADER];
     let size = open(path).ok().and_then(|(mut file, size)| file.read_exact(&mut header).ok().map(|()| size));

@@ -5,30 +5,33 @@ use std::{io::Read, path::Path};
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use serde_json::{Value, json};
 
-use super::{at, chunk::rows_per_chunk, corrupt, open};
+use super::{
+    at,
+    chunk::{self, ChunkEntry},
+    corrupt, open,
+    plan::{Plan, rows_per_chunk},
+};
 use crate::{
     error::{Error, Result},
-    ring::Ring,
+    ring::{self, Ring},
     schema::{DType, Field, Schema},
 };
 
 pub(super) const NAME: &str = "manifest.json";
-const FORMAT: &str = "drama-replay";
-const VERSION: u64 = 2;
-/// Far above what any buffer gives, far below what would hurt.
-const SIZE_LIMIT: u64 = 256 << 20;
+const VERSION: u64 = 3;
+/// What comes before and after the version, and after the checksum of the bytes of the body.
+const PREFIX: &str = "{\"format\":\"drama-replay\",\"version\":";
+const CRC: &str = ",\"crc32\":\"";
+const BODY: &str = "\",\"body\":";
+/// Far above what any buffer gives, far below what would hurt once it is parsed.
+const SIZE_LIMIT: u64 = 64 << 20;
 /// More rows than can ever be added; keeps row counters clear of overflow.
 const TOTAL_LIMIT: u64 = 1 << 62;
-
-/// One file of a save.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct ChunkEntry {
-    pub(super) generation: u64,
-    pub(super) crc32: u32,
-    pub(super) bytes: u64,
-}
+/// Rows lie in the files as in memory.
+const BYTE_ORDER: &str = if cfg!(target_endian = "big") { "big" } else { "little" };
 
 pub(super) struct Manifest {
+    pub(super) identity: u64,
     schema: Schema,
     capacity: usize,
     num_envs: usize,
@@ -36,14 +39,14 @@ pub(super) struct Manifest {
     seed: [u8; 32],
     stream: u64,
     word_pos: u128,
-    pub(super) rows_per_chunk: usize,
+    rows_per_chunk: usize,
     pub(super) chunks: Vec<ChunkEntry>,
-    pub(super) finals: Option<ChunkEntry>,
 }
 
 impl Manifest {
-    pub(super) fn of(ring: &Ring, rng: &ChaCha8Rng, chunks: &[ChunkEntry], finals: Option<ChunkEntry>) -> Self {
+    pub(super) fn of(ring: &Ring, rng: &ChaCha8Rng, chunks: Vec<ChunkEntry>) -> Self {
         Self {
+            identity: ring.identity(),
             schema: ring.schema().clone(),
             capacity: ring.capacity(),
             num_envs: ring.num_envs(),
@@ -51,9 +54,8 @@ impl Manifest {
             seed: rng.get_seed(),
             stream: rng.get_stream(),
             word_pos: rng.get_word_pos(),
-            rows_per_chunk: rows_per_chunk(ring),
-            chunks: chunks.to_vec(),
-            finals,
+            rows_per_chunk: ring.rows_per_chunk,
+            chunks,
         }
     }
 
@@ -72,49 +74,49 @@ impl Manifest {
             })
             .collect();
         let entry =
-            |file: &ChunkEntry| json!({"generation": file.generation, "crc32": file.crc32, "bytes": file.bytes});
-        let chunks: Vec<Value> = self.chunks.iter().map(entry).collect();
+            |entry: &ChunkEntry| json!({"generation": entry.generation, "crc32": entry.crc32, "bytes": entry.bytes});
         let body = json!({
+            "identity": self.identity,
+            "byte_order": BYTE_ORDER,
             "fields": fields,
             "capacity": self.capacity,
             "num_envs": self.num_envs,
             "totals": self.totals,
             "rng": {"seed": self.seed, "stream": self.stream, "word_pos": self.word_pos.to_string()},
             "rows_per_chunk": self.rows_per_chunk,
-            "chunks": chunks,
-            "finals": self.finals.as_ref().map(entry),
+            "chunks": self.chunks.iter().map(entry).collect::<Vec<_>>(),
         });
-        let crc32 = crc32fast::hash(body.to_string().as_bytes());
-        json!({"format": FORMAT, "version": VERSION, "crc32": crc32, "body": body}).to_string()
+        let body = body.to_string();
+        head(body.as_bytes()) + &body + "}"
     }
 
     pub(super) fn read(path: &Path) -> Result<Self> {
-        let (mut file, size) = open(path)?;
+        let (file, size) = open(path)?;
         if size > SIZE_LIMIT {
             return corrupt(path, format!("has {size} bytes, too many for a manifest"));
         }
         let mut bytes = Vec::new();
-        at(path, file.read_to_end(&mut bytes))?;
-        let document: Value = match serde_json::from_slice(&bytes) {
-            Ok(document) => document,
+        at(path, file.take(SIZE_LIMIT).read_to_end(&mut bytes))?;
+        let body = match summed(&bytes) {
+            Ok(body) => body,
+            Err(reason) => return corrupt(path, reason),
+        };
+        // Whoever made up the sum made this up, too.
+        let body: Value = match serde_json::from_slice(body) {
+            Ok(body) => body,
             Err(error) => return corrupt(path, format!("is not a manifest: {error}")),
         };
-        if document["format"] != FORMAT {
-            return corrupt(path, "is not the manifest of a replay buffer");
-        }
-        match document["version"].as_u64() {
-            Some(VERSION) => {}
-            Some(version) if version > VERSION => {
-                return corrupt(path, format!("has version {version}, this build reads up to version {VERSION}"));
+        match body["byte_order"].as_str() {
+            Some(BYTE_ORDER) => {}
+            Some(order) => {
+                return corrupt(
+                    path,
+                    format!("was saved by a {order}-endian machine, this one is {BYTE_ORDER}-endian"),
+                );
             }
-            _ => return corrupt(path, "names no version that this build reads"),
+            None => return corrupt(path, "names no byte order"),
         }
-        let body = &document["body"];
-        if document["crc32"] != crc32fast::hash(body.to_string().as_bytes()) || document.to_string().as_bytes() != bytes
-        {
-            return corrupt(path, "is corrupted: the checksum does not match");
-        }
-        match Self::parse(body) {
+        match Self::parse(&body) {
             Some(manifest) => {
                 manifest.map_err(|error| Error::Corrupt { path: path.to_owned(), reason: error.to_string() })
             }
@@ -151,6 +153,7 @@ impl Manifest {
             })
         };
         Some(Ok(Self {
+            identity: body["identity"].as_u64()?,
             schema,
             capacity: size(&body["capacity"])?,
             num_envs: size(&body["num_envs"])?,
@@ -160,21 +163,42 @@ impl Manifest {
             word_pos: rng["word_pos"].as_str()?.parse().ok()?,
             rows_per_chunk: size(&body["rows_per_chunk"])?,
             chunks: body["chunks"].as_array()?.iter().map(chunk).collect::<Option<_>>()?,
-            finals: if body["finals"].is_null() { None } else { Some(chunk(&body["finals"])?) },
         }))
     }
 
-    /// A ring of the size and with the row counts of the manifest, its rows still to be read.
-    pub(super) fn ring(&self, path: &Path, storage: Option<&Path>) -> Result<Ring> {
+    /// The chunks that the manifest tells of, each of whose files is there with a size that it can have. Nothing of the
+    /// sizes told is allocated for that.
+    fn plan(&self, path: &Path) -> Result<Plan<'_>> {
         if self.totals.len() != self.num_envs {
             return corrupt(path, "has not one total for each environment");
         }
+        let rows_per_env = ring::rows_per_env(self.capacity, self.num_envs)
+            .map_err(|error| Error::Corrupt { path: path.to_owned(), reason: error.to_string() })?;
+        let rows_per_chunk = rows_per_chunk(&self.schema, self.num_envs, rows_per_env);
+        let plan = Plan { schema: &self.schema, rows_per_env, rows_per_chunk, totals: &self.totals };
+        if self.rows_per_chunk != rows_per_chunk || self.chunks.len() != plan.chunk_count() {
+            return corrupt(path, "the chunks do not fit the fields and the capacity");
+        }
+        Ok(plan)
+    }
+
+    /// The buffer that the manifest, read from `path`, and the files in `directory` that it names make up.
+    pub(super) fn load(&self, directory: &Path, path: &Path, storage: Option<&Path>) -> Result<Ring> {
+        let plan = self.plan(path)?;
+        let file =
+            |index: usize, entry: &ChunkEntry| directory.join(chunk::name(self.identity, index, entry.generation));
+        for (index, entry) in self.chunks.iter().enumerate() {
+            chunk::find(plan, index, entry, &file(index, entry))?;
+        }
         let ring = Ring::stored(self.schema.clone(), self.capacity, self.num_envs, storage);
         let mut ring = ring.map_err(|error| match error {
-            Error::Io { .. } | Error::Room { .. } => error,
+            Error::Io { .. } | Error::Room { .. } | Error::Memory(_) => error,
             _ => Error::Corrupt { path: path.to_owned(), reason: error.to_string() },
         })?;
-        ring.set_totals(&self.totals);
+        ring.restore(self.identity, &self.totals);
+        for (index, entry) in self.chunks.iter().enumerate() {
+            chunk::read(&mut ring, index, entry, &file(index, entry))?;
+        }
         Ok(ring)
     }
 
@@ -183,5 +207,33 @@ impl Manifest {
         rng.set_stream(self.stream);
         rng.set_word_pos(self.word_pos);
         rng
+    }
+}
+
+/// All that comes before a body.
+fn head(body: &[u8]) -> String {
+    format!("{PREFIX}{VERSION}{CRC}{:08x}{BODY}", crc32fast::hash(body))
+}
+
+/// The body of a manifest, of which every byte is as it was written; otherwise what is wrong.
+fn summed(bytes: &[u8]) -> Result<&[u8], String> {
+    let Some(rest) = bytes.strip_prefix(PREFIX.as_bytes()) else {
+        // Versions 1 and 2 had theirs in the end.
+        let old = bytes.ends_with(b"\"format\":\"drama-replay\",\"version\":2}")
+            || bytes.ends_with(b"\"format\":\"drama-replay\",\"version\":1}");
+        return Err(match old {
+            true => format!("is of a version before {VERSION}, this build reads version {VERSION}"),
+            false => "is not the manifest of a replay buffer".into(),
+        });
+    };
+    let version: String =
+        rest.iter().map_while(|byte| byte.is_ascii_digit().then_some(*byte as char)).take(20).collect();
+    if version != VERSION.to_string() {
+        return Err(format!("has version {version}, this build reads version {VERSION}"));
+    }
+    let body = rest.get(version.len() + CRC.len() + 8 + BODY.len()..).and_then(|body| body.strip_suffix(b"}"));
+    match body {
+        Some(body) if bytes.starts_with(head(body).as_bytes()) => Ok(body),
+        _ => Err("is corrupted: the checksum does not match".into()),
     }
 }

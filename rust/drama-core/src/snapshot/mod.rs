@@ -1,12 +1,13 @@
 //! Saving a buffer to a directory and loading it.
 //!
-//! A save is `manifest.json`, the chunk files it names and one for what follows truncated episodes. Only chunks that changed since the last save are written.
-//! No file that the manifest in place refers to is ever written over, and the manifest is replaced last, so a save
-//! that is cut off leaves the one before.
+//! A save is `manifest.json` and the chunk files that it names. Only chunks that changed since the last save are
+//! written, while the buffer goes on being used. No file that the manifest in place refers to is ever written over, and
+//! the manifest is replaced last, so a save that is cut off leaves the one before. Names of chunk files tell whose they
+//! are: a save touches no file but its own.
 
 mod chunk;
-mod finals;
 mod manifest;
+mod plan;
 
 use std::{
     fs,
@@ -19,10 +20,8 @@ use std::{
 
 use rand_chacha::ChaCha8Rng;
 
-use self::{
-    chunk::{chunk_count, positions, rows_per_chunk},
-    manifest::{ChunkEntry, Manifest},
-};
+pub(crate) use self::plan::{Plan, rows_per_chunk};
+use self::{chunk::ChunkEntry, manifest::Manifest};
 use crate::{
     error::{Error, Result},
     parallel::share_out,
@@ -31,15 +30,34 @@ use crate::{
 
 /// Threads that write chunks, which wait for the disk most of the time.
 const WRITERS: usize = 4;
+/// Times that what changed while it was written is written again, before what is left keeps the buffer waiting.
+const ROUNDS: usize = 4;
 /// Times that a load begins again because of saves made meanwhile; enough for saves without a pause.
 const LOADS: usize = 100;
+
+/// A buffer that goes on being used while it is saved.
+pub trait Live: Sync {
+    /// Lets `look` see rows and generator, both of one instant.
+    fn look<T>(&self, look: impl FnOnce(&Ring, &ChaCha8Rng) -> T) -> T;
+}
+
+impl Live for (&Ring, &ChaCha8Rng) {
+    fn look<T>(&self, look: impl FnOnce(&Ring, &ChaCha8Rng) -> T) -> T {
+        look(self.0, self.1)
+    }
+}
 
 /// Where the last save or load left each chunk.
 pub struct Saved {
     directory: PathBuf,
-    totals: Vec<u64>,
-    chunks: Vec<ChunkEntry>,
-    finals: Option<ChunkEntry>,
+    chunks: Vec<Written>,
+}
+
+/// A chunk in a file, and which of its versions that is.
+#[derive(Clone, Copy)]
+struct Written {
+    version: u64,
+    entry: ChunkEntry,
 }
 
 /// Attaches the path to an error of the operating system.
@@ -61,16 +79,19 @@ fn open(path: &Path) -> Result<(fs::File, u64)> {
     Ok((file, size))
 }
 
-/// Writes `parts` to `directory/name` so that the file is there whole or not at all.
-fn write_file<'a>(directory: &Path, name: &str, parts: impl Iterator<Item = &'a [u8]>) -> Result<()> {
-    use std::io::Write;
+/// Writes to `directory/name.tmp`, whose content may still be lost.
+fn write_unfinished(directory: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let temporary = directory.join(format!("{name}.tmp"));
-    let mut file = at(&temporary, fs::File::create(&temporary))?;
-    for part in parts {
-        at(&temporary, file.write_all(part))?;
-    }
+    at(&temporary, fs::write(&temporary, bytes))
+}
+
+/// Makes what `write_unfinished` wrote last, under its own name.
+fn finish(directory: &Path, name: &str) -> Result<()> {
+    let (temporary, path) = (directory.join(format!("{name}.tmp")), directory.join(name));
+    // On Windows, only files that could be written to are synced.
+    let file = at(&temporary, fs::OpenOptions::new().write(true).open(&temporary))?;
     at(&temporary, file.sync_all())?;
-    let path = directory.join(name);
+    drop(file);
     at(&path, fs::rename(&temporary, &path))
 }
 
@@ -82,111 +103,210 @@ fn sync_directory(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Saves `ring` and the state of `rng` to `directory`. `saved` is what the last save or load of this ring gave.
-pub fn save(ring: &Ring, rng: &ChaCha8Rng, saved: Option<&Saved>, directory: &Path) -> Result<Saved> {
+/// Creates a directory and what is lacking above it, each name of which lasts.
+fn create_directory(directory: &Path) -> Result<()> {
+    let lacking: Vec<_> =
+        directory.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
     at(directory, fs::create_dir_all(directory))?;
-    let directory = at(directory, directory.canonicalize())?;
-    let generation = next_generation(&directory)?;
-    let chunk = |index| {
-        let reusable =
-            saved.filter(|saved| !changed(ring, &saved.totals, index)).and_then(|saved| saved.reusable(index));
-        match reusable.and_then(|(path, entry)| keep(&path, entry, &directory, index, generation)) {
-            Some(entry) => Ok(entry),
-            None => chunk::write(ring, index, generation, &directory),
-        }
-    };
-    let chunks = in_turn(chunk_count(ring), chunk)?;
-    let kept = saved.filter(|saved| saved.directory == directory).and_then(|saved| saved.finals);
-    let finals = finals::write(ring, kept, generation, &directory)?;
-    sync_directory(&directory)?;
-    let text = Manifest::of(ring, rng, &chunks, finals).to_text();
-    write_file(&directory, manifest::NAME, std::iter::once(text.as_bytes()))?;
-    sync_directory(&directory)?;
-    remove_others(&directory, &chunks, finals);
-    Ok(Saved { directory, totals: ring.totals().to_vec(), chunks, finals })
+    for made in lacking {
+        let above = made.parent().filter(|above| !above.as_os_str().is_empty());
+        sync_directory(above.unwrap_or(Path::new(".")))?;
+    }
+    Ok(())
 }
 
-/// Calls `make` for each index below `count`, by several threads: while one waits for the disk, others compute.
-fn in_turn<T: Send>(count: usize, make: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
-    let (failed, mut indices) = (AtomicBool::new(false), 0..count);
-    let made = Mutex::new(Vec::with_capacity(count));
-    let next = || indices.next().filter(|_| !failed.load(Ordering::Relaxed));
-    share_out(WRITERS.min(count), next, |index| {
-        let result = make(index);
+/// Keeps other savers out of a directory for as long as it is there.
+struct Turn {
+    #[cfg(unix)]
+    directory: fs::File,
+}
+
+impl Turn {
+    #[cfg(unix)]
+    fn wait(path: &Path) -> Result<Self> {
+        use rustix::{
+            fs::{FlockOperation, flock},
+            io::Errno,
+        };
+        let directory = at(path, fs::File::open(path))?;
+        // Some file systems have no locks; there the savers have to see to it themselves.
+        while flock(&directory, FlockOperation::LockExclusive) == Err(Errno::INTR) {}
+        Ok(Self { directory })
+    }
+
+    #[cfg(not(unix))]
+    #[allow(clippy::unnecessary_wraps)] // As above.
+    fn wait(_: &Path) -> Result<Self> {
+        Ok(Self {})
+    }
+}
+
+#[cfg(unix)]
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // Not left to the file being closed: a process forked meanwhile has it open, too.
+        let _ = rustix::fs::flock(&self.directory, rustix::fs::FlockOperation::Unlock);
+    }
+}
+
+/// Saves a buffer and the state of its generator to `directory`. `saved` is what the last save or load of this buffer
+/// gave.
+pub fn save(live: &impl Live, saved: Option<&Saved>, directory: &Path) -> Result<Saved> {
+    let identity = live.look(|ring, _| ring.identity());
+    create_directory(directory)?;
+    let directory = at(directory, directory.canonicalize())?;
+    let _turn = Turn::wait(&directory)?;
+    check_owner(&directory, identity)?;
+    let save = Save { identity, generation: next_generation(&directory, identity)?, directory: &directory };
+    let mut chunks = Vec::new();
+    for round in 0..ROUNDS {
+        let changed = live.look(|ring, _| changed(ring, &chunks));
+        if changed.is_empty() {
+            break;
+        }
+        let earlier = saved.filter(|_| round == 0);
+        let written = in_turn(&changed, |index| match earlier.and_then(|saved| save.keep(live, saved, index)) {
+            Some(kept) => Ok(kept),
+            None => save.write(live, index),
+        })?;
+        put(&mut chunks, &changed, written);
+    }
+    // What is left is written of one instant; the disk is waited for afterwards.
+    let (manifest, left) = live.look(|ring, rng| {
+        let changed = changed(ring, &chunks);
+        let written = changed.iter().map(|&index| save.write_unfinished(ring, index)).collect::<Result<_>>()?;
+        put(&mut chunks, &changed, written);
+        let entries = chunks.iter().flatten().map(|chunk| chunk.entry).collect();
+        Ok((Manifest::of(ring, rng, entries), changed))
+    })?;
+    for index in left {
+        finish(&directory, &chunk::name(identity, index, save.generation))?;
+    }
+    sync_directory(&directory)?;
+    let text = manifest.to_text();
+    write_unfinished(&directory, manifest::NAME, text.as_bytes())?;
+    finish(&directory, manifest::NAME)?;
+    sync_directory(&directory)?;
+    save.remove_others(&manifest.chunks);
+    let chunks = chunks.into_iter().flatten().collect();
+    Ok(Saved { directory, chunks })
+}
+
+/// The chunks that hold rows and are not in `written` as they are.
+fn changed(ring: &Ring, written: &[Option<Written>]) -> Vec<usize> {
+    let is_written = |index: usize| {
+        written.get(index).copied().flatten().is_some_and(|written| written.version == ring.version(index))
+    };
+    (0..ring.plan().chunk_count()).filter(|&index| !is_written(index)).collect()
+}
+
+/// Notes what was written of the chunks `indices`.
+fn put(chunks: &mut Vec<Option<Written>>, indices: &[usize], written: Vec<Written>) {
+    let len = indices.iter().map(|index| index + 1).max().unwrap_or(0);
+    chunks.resize(len.max(chunks.len()), None);
+    for (&index, written) in indices.iter().zip(written) {
+        chunks[index] = Some(written);
+    }
+}
+
+/// Calls `make` for each of `indices`, by several threads: while one waits for the disk, others compute.
+fn in_turn<T: Send>(indices: &[usize], make: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
+    let (failed, mut places) = (AtomicBool::new(false), 0..indices.len());
+    let made = Mutex::new(Vec::with_capacity(indices.len()));
+    let next = || places.next().filter(|_| !failed.load(Ordering::Relaxed));
+    share_out(WRITERS.min(indices.len()), next, |place| {
+        let result = make(indices[place]);
         failed.fetch_or(result.is_err(), Ordering::Relaxed);
-        made.lock().unwrap_or_else(PoisonError::into_inner).push((index, result));
+        made.lock().unwrap_or_else(PoisonError::into_inner).push((place, result));
     });
     let mut made = made.into_inner().unwrap_or_else(PoisonError::into_inner);
-    made.sort_unstable_by_key(|(index, _)| *index);
+    made.sort_unstable_by_key(|(place, _)| *place);
     made.into_iter().map(|(_, result)| result).collect()
 }
 
-impl Saved {
-    /// The file that holds chunk `index`, if it is still what was written there.
-    fn reusable(&self, index: usize) -> Option<(PathBuf, ChunkEntry)> {
-        let entry = *self.chunks.get(index)?;
-        let path = self.directory.join(chunk::name(index, entry.generation));
-        chunk::matches(&path, &entry).then_some((path, entry))
+/// A save under way.
+struct Save<'a> {
+    identity: u64,
+    generation: u64,
+    directory: &'a Path,
+}
+
+impl Save<'_> {
+    /// Uses the file of an earlier save again, by a hard link where it lies elsewhere; `None` where the rows have
+    /// changed since or that cannot be done.
+    fn keep(&self, live: &impl Live, saved: &Saved, index: usize) -> Option<Written> {
+        let written = *saved.chunks.get(index)?;
+        if live.look(|ring, _| ring.version(index)) != written.version {
+            return None;
+        }
+        let path = saved.directory.join(chunk::name(self.identity, index, written.entry.generation));
+        if !chunk::matches(&path, &written.entry) {
+            return None;
+        }
+        if saved.directory == self.directory {
+            return Some(written);
+        }
+        fs::hard_link(path, self.directory.join(chunk::name(self.identity, index, self.generation))).ok()?;
+        Some(Written { entry: ChunkEntry { generation: self.generation, ..written.entry }, ..written })
+    }
+
+    /// Writes a chunk, of which the buffer is kept waiting only for its bytes.
+    fn write(&self, live: &impl Live, index: usize) -> Result<Written> {
+        let (version, encoded) = live.look(|ring, _| (ring.version(index), chunk::encode(ring, index)));
+        let (bytes, crc32) = encoded?;
+        let name = chunk::name(self.identity, index, self.generation);
+        write_unfinished(self.directory, &name, &bytes)?;
+        finish(self.directory, &name)?;
+        let entry = ChunkEntry { generation: self.generation, crc32, bytes: bytes.len() as u64 };
+        Ok(Written { version, entry })
+    }
+
+    /// As `write`, for `finish` to follow.
+    fn write_unfinished(&self, ring: &Ring, index: usize) -> Result<Written> {
+        let (bytes, crc32) = chunk::encode(ring, index)?;
+        write_unfinished(self.directory, &chunk::name(self.identity, index, self.generation), &bytes)?;
+        let entry = ChunkEntry { generation: self.generation, crc32, bytes: bytes.len() as u64 };
+        Ok(Written { version: ring.version(index), entry })
+    }
+
+    /// Removes what this buffer wrote and no save refers to any more. What cannot be removed does no harm and is tried
+    /// again at the next save.
+    fn remove_others(&self, chunks: &[ChunkEntry]) {
+        for entry in fs::read_dir(self.directory).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            let (name, unfinished) = name.strip_suffix(".tmp").map_or((name, false), |name| (name, true));
+            let Some((index, generation)) = chunk::parse_name(self.identity, name) else { continue };
+            if unfinished || chunks.get(index).is_none_or(|entry| entry.generation != generation) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 }
 
-/// Uses a file of an earlier save again, by a hard link where it lies elsewhere; `None` where that cannot be done.
-fn keep(path: &Path, entry: ChunkEntry, directory: &Path, index: usize, generation: u64) -> Option<ChunkEntry> {
-    if path.parent() == Some(directory) {
-        return Some(entry);
+/// Refuses a directory with a save of another buffer, or with a file in the manifest's place that is none.
+fn check_owner(directory: &Path, identity: u64) -> Result<()> {
+    let path = directory.join(manifest::NAME);
+    let advice = "save to another directory, or remove it first";
+    match Manifest::read(&path) {
+        Ok(manifest) if manifest.identity == identity => Ok(()),
+        Ok(_) => Error::value(format!("{}: is the save of another buffer; {advice}", path.display())),
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(Error::Corrupt { reason, .. }) => Error::value(format!("{}: {reason}; {advice}", path.display())),
+        Err(error) => Err(error),
     }
-    fs::hard_link(path, directory.join(chunk::name(index, generation))).ok()?;
-    Some(ChunkEntry { generation, ..entry })
 }
 
-/// Whether a row of chunk `index` was written since the environments had been given `totals` rows.
-fn changed(ring: &Ring, totals: &[u64], index: usize) -> bool {
-    let rows = ring.rows_per_env();
-    totals.len() != ring.num_envs()
-        || ring.totals().iter().zip(totals).enumerate().any(|(env, (&now, &then))| {
-            let chunk = positions(ring, index, env);
-            if chunk.is_empty() || now == then {
-                return false;
-            }
-            if now < then || now - then >= rows as u64 {
-                return true;
-            }
-            let start = (then % rows as u64) as usize;
-            let end = start + (now - then) as usize;
-            (start.max(chunk.start) < end.min(chunk.end)) || chunk.start + rows < end
-        })
-}
-
-/// A number above that of every chunk file in `directory`, so that none is written over.
-fn next_generation(directory: &Path) -> Result<u64> {
+/// A number above that of every chunk of this buffer in `directory`, so that none is written over.
+fn next_generation(directory: &Path, identity: u64) -> Result<u64> {
     let mut highest = 0;
     for entry in at(directory, fs::read_dir(directory))? {
         let name = at(directory, entry)?.file_name();
-        let Some(name) = name.to_str() else { continue };
-        if let Some(generation) = chunk::parse_name(name).map(|(_, number)| number).or(finals::parse_name(name)) {
+        if let Some((_, generation)) = name.to_str().and_then(|name| chunk::parse_name(identity, name)) {
             highest = highest.max(generation);
         }
     }
     highest.checked_add(1).ok_or_else(|| Error::Value(format!("{}: no chunk number is left", directory.display())))
-}
-
-/// Removes what no manifest refers to. What cannot be removed does no harm and is tried again at the next save.
-fn remove_others(directory: &Path, chunks: &[ChunkEntry], finals: Option<ChunkEntry>) {
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let Some(name) = name.to_str() else { continue };
-        let (name, unfinished) = name.strip_suffix(".tmp").map_or((name, false), |name| (name, true));
-        let (current, generation) = if let Some((index, generation)) = chunk::parse_name(name) {
-            (chunks.get(index).copied(), generation)
-        } else if let Some(generation) = finals::parse_name(name) {
-            (finals, generation)
-        } else {
-            continue;
-        };
-        if unfinished || current.is_none_or(|entry| entry.generation != generation) {
-            let _ = fs::remove_file(entry.path());
-        }
-    }
 }
 
 /// Loads what `save` wrote, and refuses whatever is not exactly that. Saves made meanwhile do no harm.
@@ -199,36 +319,23 @@ pub fn load_stored(directory: &Path, storage: Option<&Path>) -> Result<(Ring, Ch
     let directory = at(directory, directory.canonicalize())?;
     let path = directory.join(manifest::NAME);
     let mut manifest = Manifest::read(&path)?;
-    let mut result = read(&manifest, &directory, &path, storage);
+    let mut result = manifest.load(&directory, &path, storage);
     for _ in 1..LOADS {
         if result.is_ok() {
             break;
         }
         // A save that was made in the meantime took away the files of the one before.
         let newer = Manifest::read(&path)?;
-        if newer.chunks == manifest.chunks && newer.finals == manifest.finals {
+        if newer.chunks == manifest.chunks {
             break;
         }
         manifest = newer;
-        result = read(&manifest, &directory, &path, storage);
+        result = manifest.load(&directory, &path, storage);
     }
     let ring = result?;
-    let (rng, totals) = (manifest.rng(), ring.totals().to_vec());
-    let saved = Saved { directory, totals, chunks: manifest.chunks, finals: manifest.finals };
-    Ok((ring, rng, saved))
-}
-
-/// The ring that a manifest, read from `path`, and the files in `directory` that it names make up.
-fn read(manifest: &Manifest, directory: &Path, path: &Path, storage: Option<&Path>) -> Result<Ring> {
-    let mut ring = manifest.ring(path, storage)?;
-    if manifest.rows_per_chunk != rows_per_chunk(&ring) || manifest.chunks.len() != chunk_count(&ring) {
-        return corrupt(path, "the chunks do not fit the fields and the capacity");
-    }
-    for (index, entry) in manifest.chunks.iter().enumerate() {
-        chunk::read(&mut ring, index, entry, directory)?;
-    }
-    if let Some(entry) = &manifest.finals {
-        finals::read(&mut ring, entry, directory)?;
-    }
-    Ok(ring)
+    let rng = manifest.rng();
+    let version = |index| ring.version(index);
+    let chunks = manifest.chunks.into_iter().enumerate();
+    let chunks = chunks.map(|(index, entry)| Written { version: version(index), entry }).collect();
+    Ok((ring, rng, Saved { directory, chunks }))
 }
