@@ -13,7 +13,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from drama.config import EnvConfig
-from drama.envs.worker import flatten, leaves, unflatten
+from drama.envs.layout import flatten, leaves, unflatten
 from drama.interface import LONE, Choices, Continuous, Image, Interface, Part, Vector
 
 LEAST_SIDE = 16

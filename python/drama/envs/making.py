@@ -16,9 +16,9 @@ from drama.config import EnvConfig, did_you_mean
 from drama.envs.adapt import Adapted, read_interface
 from drama.envs.atari import AtariEnv, atari_games
 from drama.envs.frames import FrameEnv
+from drama.envs.group import EnvError
 from drama.envs.small import Catch, Doorway, GridTask, Recall
 from drama.envs.vector import VectorEnv
-from drama.envs.worker import EnvError
 from drama.interface import Interface
 
 make_vector = VectorEnv  # the name that goes with `make_atari`

@@ -8,7 +8,7 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,15 @@ def quota(group: Path) -> float:
         return math.inf if limit in ("max", "-1") else int(limit) / int(period)
     except (OSError, ValueError, ZeroDivisionError):
         return math.inf
+
+
+def probe(env_fn: Callable[[], gymnasium.Env[Any, Any]]) -> float | None:
+    """`step_seconds` of an environment that is made for it alone: one that has been stepped is no longer new."""
+    env = env_fn()
+    try:
+        return step_seconds(env)
+    finally:
+        env.close()
 
 
 def step_seconds(env: gymnasium.Env[Any, Any]) -> float | None:
