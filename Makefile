@@ -9,7 +9,7 @@ REFERENCE := mamba-ssm==2.3.2.post1 einops==0.8.2
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
-.PHONY: help demo test test-rust test-python test-slow lint format bench build wheel clean
+.PHONY: help demo test test-rust test-signals test-python test-slow lint format bench build wheel clean
 
 help:
 	@echo "make demo    set up, train on Pong for a few minutes, evaluate, dream"
@@ -52,6 +52,10 @@ test: test-rust test-python
 
 test-rust:
 	cargo test --release --quiet
+
+# Every order in which processes can signal each other, which takes a build of its own.
+test-signals:
+	RUSTFLAGS="--cfg loom" cargo test --release --quiet --package drama-core --lib --target-dir target/loom signal
 
 test-python: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'not slow'

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from drama.envs.measure import cores
+from drama._native import cores
 
 START = 1100
 """The step of the first update of the agent."""

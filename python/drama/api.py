@@ -83,7 +83,11 @@ def train(
         raise ValueError("run: to resume, name the folder of the run")
     shown = [*callbacks, Progress()] if progress else list(callbacks)
     chosen = {"seed": seed, **({} if steps is None else {"steps": steps}), **(options or {})}
-    path = Path(run) if run is not None else default_run(make_config(name, preset, chosen)[0])
+    config = None
+    if run is None:
+        config = make_config(name, preset, chosen)[0]
+        run = default_run(config)
+    path = Path(run)
     if resume and (path.is_dir() or resume is True):
         if options:
             raise ValueError("options: a run that is resumed keeps its config, but for its steps")
@@ -94,7 +98,7 @@ def train(
             give(of, env)
         trainer = Trainer.resume(path, steps, callbacks=shown)
     else:
-        trainer = Trainer(make_config(name, preset, chosen)[0], path, callbacks=shown)
+        trainer = Trainer(config or make_config(name, preset, chosen)[0], path, callbacks=shown)
     finished = trainer.train()
     if trainer.signal == signal.SIGINT:
         raise KeyboardInterrupt(f"stopped at step {trainer.step}, with a checkpoint in {path}")

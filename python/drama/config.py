@@ -20,8 +20,23 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
+class _Plain:
+    """Takes NumPy's numbers as Python's, and lists where tuples are."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if (plain := _plain(value)) is not value:
+                object.__setattr__(self, name, plain)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
 @dataclass(frozen=True)
-class EnvConfig:
+class EnvConfig(_Plain):
     """The environment. Those of Atari games alone have the names of Gymnasium's and ale_py's wrappers."""
 
     protocol: Literal["standard", "paper"] = "standard"
@@ -108,7 +123,7 @@ class EnvConfig:
 
 
 @dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(_Plain):
     """The convolutional encoder; the decoder mirrors it."""
 
     channels: tuple[int, ...] = (16, 32, 48, 64, 64)
@@ -125,7 +140,7 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
-class VectorConfig:
+class VectorConfig(_Plain):
     """The encoder and decoder of observations that are numbers: multilayer perceptrons on their symlog."""
 
     units: int = 256
@@ -135,7 +150,7 @@ class VectorConfig:
 
 
 @dataclass(frozen=True)
-class LatentConfig:
+class LatentConfig(_Plain):
     """The categorical latent variables."""
 
     variables: int = 32
@@ -150,7 +165,7 @@ class LatentConfig:
 
 
 @dataclass(frozen=True)
-class SequenceConfig:
+class SequenceConfig(_Plain):
     """The sequence model."""
 
     backend: str = "mamba2"
@@ -183,7 +198,7 @@ class SequenceConfig:
 
 
 @dataclass(frozen=True)
-class WorldModelConfig:
+class WorldModelConfig(_Plain):
     """The world model and its losses."""
 
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -221,7 +236,7 @@ class WorldModelConfig:
 
 
 @dataclass(frozen=True)
-class AgentConfig:
+class AgentConfig(_Plain):
     """The actor, the critic and their losses."""
 
     policy: Literal["reinforce", "ppo"] = "reinforce"
@@ -260,7 +275,7 @@ class AgentConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(_Plain):
     """Batches, schedules and optimizers."""
 
     replay_capacity: int = 100_000
@@ -320,7 +335,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class LogConfig:
+class LogConfig(_Plain):
     """What a run writes, and how often."""
 
     log_every: int = 250
@@ -338,7 +353,7 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(_Plain):
     """One training run, resolved."""
 
     game: str = "Pong"

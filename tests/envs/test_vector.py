@@ -320,7 +320,7 @@ def test_gymnasium_makes_them_by_name() -> None:
     with pytest.raises(ValueError, match=r"game: 'Pon' is unknown \(did you mean Pong"):
         make_atari("Pon", 2, num_workers=0)
     with pytest.raises(ValueError, match="option: 'grey' is unknown"):
-        make_atari("Pong", 2, num_workers=0, grey=True)
+        make_atari("Pong", 2, num_workers=0, grey=True)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="frame_skip"):
         make_atari("Pong", 2, num_workers=0, frame_skip=0)
     with pytest.raises(ValueError, match="num_envs: got 0, expected an integer of at least 1"):

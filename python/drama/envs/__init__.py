@@ -8,6 +8,7 @@
 from drama.envs.adapt import Adapted, read_interface
 from drama.envs.atari import AtariEnv, atari_games
 from drama.envs.frames import FrameEnv
+from drama.envs.group import EnvError, failing
 from drama.envs.making import (
     MakeEnv,
     env_maker,
@@ -26,7 +27,6 @@ from drama.envs.making import (
 from drama.envs.processes import WorkerDied
 from drama.envs.small import Catch
 from drama.envs.vector import VectorEnv
-from drama.envs.worker import EnvError, failing
 
 register()
 

@@ -13,7 +13,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from drama.config import EnvConfig
-from drama.envs.worker import flatten, leaves, unflatten
+from drama.envs.frames import FrameEnv
+from drama.envs.layout import flatten, leaves, unflatten
 from drama.interface import LONE, Choices, Continuous, Image, Interface, Part, Vector
 
 LEAST_SIDE = 16
@@ -317,13 +318,8 @@ class Adapted(gymnasium.Env[Any, Any]):
 
 def read_interface(env: gymnasium.Env[Any, Any]) -> Interface:
     """The interface of an environment of this package."""
-    if isinstance(env, Adapted):
-        return env.interface
-    space, action = env.observation_space, env.action_space
-    assert isinstance(space, spaces.Box)
-    assert isinstance(action, spaces.Discrete)
-    meanings = tuple(getattr(env, "action_meanings", ()))
-    return Interface({LONE: Image(space.shape)}, Choices((int(action.n),)), meanings)  # type: ignore[arg-type]
+    assert isinstance(env, Adapted | FrameEnv)
+    return env.interface
 
 
 def resize_by_area(image: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-import ale_py
 import gymnasium
 import numpy as np
-from ale_py.env import AtariEnv as _AleEnv
 
 from drama._native import AtariStepper
 from drama.config import EnvConfig, did_you_mean
 from drama.envs.frames import Frame, FrameEnv
 
-gymnasium.register_envs(ale_py)
-ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+try:
+    import ale_py
+except ModuleNotFoundError:
+    ale_py = None  # type: ignore[assignment]
+else:
+    gymnasium.register_envs(ale_py)
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 
-NOOP, FIRE = ale_py.Action.NOOP.value, ale_py.Action.FIRE.value
+NOOP, FIRE = 0, 1
+MISSING = "" if ale_py else "; Atari games need ale_py: pip install 'drama-rl[atari]'"
+"""To be said where a game is unknown."""
+SCREENS_PER_SECOND = 60
 
 
 def atari_games() -> list[str]:
-    """Names of the games, as in `ALE/<game>-v5`."""
+    """Names of the games, as in `ALE/<game>-v5`; none without ale_py."""
     ids = (name for name in gymnasium.registry if name.startswith("ALE/") and name.endswith("-v5"))
     return sorted(name.removeprefix("ALE/").removesuffix("-v5") for name in ids)
 
@@ -35,16 +41,19 @@ class AtariEnv(FrameEnv):
     Args:
         game: name as in `ALE/<game>-v5`.
         config: all options. Observations are uint8 `[H, W, C]`, with a stack `[frame_stack, H, W, C]`.
+        render_mode: None or "rgb_array".
 
     Raises:
         ValueError: for an unknown game; the message names the nearest ones. For an option that has no meaning.
     """
 
-    def __init__(self, game: str, config: EnvConfig) -> None:
+    def __init__(self, game: str, config: EnvConfig, render_mode: str | None = None) -> None:
         config.validate()
         games = atari_games()
         if game not in games:
-            raise ValueError(f"game: {game!r} is no Atari game{did_you_mean(game, games)}")
+            raise ValueError(f"game: {game!r} is no Atari game{did_you_mean(game, games)}{MISSING}")
+        from ale_py.env import AtariEnv as _AleEnv
+
         ale_env = gymnasium.make(
             f"ALE/{game}-v5",
             obs_type="grayscale",
@@ -71,16 +80,15 @@ class AtariEnv(FrameEnv):
         self.action_meanings = [action.name for action in ale_env._action_set]
         self._fire = config.fire_reset and FIRE in self._actions
         stack = () if config.frame_stack == 1 else (config.frame_stack,)
-        self._shape = (*stack, *config.frame_size, 1 if config.grayscale else 3)
-        self.observation_space = gymnasium.spaces.Box(0, 255, self._shape, np.uint8)
-        self.action_space = gymnasium.spaces.Discrete(len(self._actions))
+        self._describe((*stack, *config.frame_size, 1 if config.grayscale else 3), render_mode)
+        self.metadata = {**self.metadata, "render_fps": SCREENS_PER_SECOND / config.frame_skip}  # type: ignore[misc]
         _, seed = ale_env.seed_game()
         self._stepper.begin(int(seed))
 
     def reset_into(
         self, out: Frame, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        self._seed(seed, options)
+        seed = self._seed(seed, options)
         self._restart(seed)
         if self._noop_max:
             for _ in range(int(self._env.np_random.integers(1, self._noop_max + 1))):
@@ -96,7 +104,7 @@ class AtariEnv(FrameEnv):
             reward = float(np.sign(reward))
         return reward, terminated, truncated, {"lives": lives, "life_lost": life_lost}
 
-    def render(self) -> Frame:
+    def render(self) -> Frame:  # type: ignore[override]
         """The emulator's own picture, `[210, 160, 3]` for most games."""
         screen: Frame = self._env.ale.getScreenRGB()
         return screen

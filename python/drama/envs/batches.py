@@ -12,7 +12,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from drama._native import VectorBoard
-from drama.envs.worker import Layout, Payload, flatten, leaves, unflatten
+from drama.envs.group import Payload
+from drama.envs.layout import Layout, flatten, leaves, unflatten
 
 
 class Batches:

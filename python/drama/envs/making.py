@@ -7,19 +7,23 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 import gymnasium
 from gymnasium.vector import AutoresetMode
 
 from drama.config import EnvConfig, did_you_mean
 from drama.envs.adapt import Adapted, read_interface
-from drama.envs.atari import AtariEnv, atari_games
+from drama.envs.arguments import count
+from drama.envs.atari import MISSING, AtariEnv, atari_games
 from drama.envs.frames import FrameEnv
+from drama.envs.group import EnvError
 from drama.envs.small import Catch, Doorway, GridTask, Recall
 from drama.envs.vector import VectorEnv
-from drama.envs.worker import EnvError
 from drama.interface import Interface
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 make_vector = VectorEnv  # the name that goes with `make_atari`
 SMALL: dict[str, type[GridTask]] = {"Catch": Catch, "Doorway": Doorway, "Recall": Recall}
@@ -88,14 +92,20 @@ def env_maker(game: str, config: EnvConfig | None = None, *, pictures: bool = Fa
     for module in config.imports:
         _import(module, "env.imports")
     if (known := known_game(game)) is not None:
-        for option in ("kwargs", "without", "render", "action_repeat", "max_steps"):
-            if (value := getattr(config, option)) != getattr(EnvConfig(), option):
-                raise ValueError(f"env.{option}: {value} is an option of Gymnasium environments; {known} has none")
-        return functools.partial(SMALL[known] if known in SMALL else functools.partial(AtariEnv, known), config)
+        return _game_maker(known, config, "rgb_array" if pictures else None)
     for option in EMULATOR:
         if (value := getattr(config, option)) != getattr(EnvConfig(), option):
             raise ValueError(f"env.{option}: {value} is an option of Atari games; {game} has none")
     return functools.partial(_adapt, _make_inner(game, config, pictures or config.render), config, game)
+
+
+def _game_maker(known: str, config: EnvConfig, render_mode: str | None) -> MakeEnv:
+    """A function that makes an Atari game or small task, of which `known` is the name."""
+    for option in ("kwargs", "without", "render", "action_repeat", "max_steps"):
+        if (value := getattr(config, option)) != getattr(EnvConfig(), option):
+            raise ValueError(f"env.{option}: {value} is an option of Gymnasium environments; {known} has none")
+    make = SMALL[known] if known in SMALL else functools.partial(AtariEnv, known)
+    return functools.partial(make, config, render_mode)
 
 
 def runs_code(game: str, config: EnvConfig) -> bool:
@@ -148,7 +158,7 @@ def _make_inner(game: str, config: EnvConfig, pictures: bool) -> MakeEnv:
         raise ValueError(
             f"game: {game!r} is unknown{did_you_mean(game, names)}; it may be one of `drama games`, the id of an"
             " environment that is registered with Gymnasium (--env.imports MODULE imports what registers it), or"
-            " package.module:function"
+            f" package.module:function{MISSING}"
         )
     return functools.partial(_registered, gymnasium.spec(game), pictures, kwargs)
 
@@ -193,33 +203,50 @@ def _takes(function: Any, argument: str) -> bool:
     return any(p.name == argument or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
+class AtariOptions(TypedDict, total=False):
+    """Fields of `EnvConfig` that `make_atari` takes; `docs/envs.md` says what they do."""
+
+    protocol: Literal["standard", "paper"]
+    size: int | tuple[int, int]
+    grayscale: bool
+    frame_skip: int
+    pool: bool
+    frame_stack: int
+    noop_max: int | None
+    fire_reset: bool
+    repeat_action_probability: float
+    full_action_space: bool
+    life_loss_terminal: bool
+    clip_rewards: bool
+    max_frames: int
+
+
 def make_atari(
     game: str,
     num_envs: int,
     *,
     config: EnvConfig | None = None,
+    render_mode: str | None = None,
     num_workers: int | Literal["auto"] | None = "auto",
     autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     batch_size: int | None = None,
     copy: bool = True,
     on_worker_death: Literal["raise", "restart"] = "raise",
     timeout: float | None = None,
-    **options: Any,
+    **options: Unpack[AtariOptions],
 ) -> VectorEnv:
     """Make a vector of `num_envs` environments of the Atari game or small task `game`.
 
-    `options` replace fields of `config`, as in `make_atari("Pong", 8, grayscale=True)`; the other arguments are those
-    of `make_vector`. Observations are uint8 frames `[num_envs, H, W, C]`; the infos hold `lives` and `life_lost`.
+    `options` replace fields of `config`, as in `make_atari("Pong", 8, grayscale=True)`; `render_mode` is None or
+    "rgb_array", for wrappers that ask for it; the other arguments are those of `make_vector`. Observations are uint8
+    frames `[num_envs, H, W, C]`; the infos hold `lives` and `life_lost`.
 
     Raises:
         ValueError: for an unknown game or option; the message names the nearest ones.
     """
-    _check_game(game)
-    if not isinstance(num_envs, int) or num_envs < 1:
-        raise ValueError(f"num_envs: got {num_envs!r}, expected an integer of at least 1")
     return _vector(
-        env_maker(game, _configured(config, options)),
-        num_envs,
+        _game_maker(_checked_game(game), _configured(config, dict(options)), render_mode),
+        count("num_envs", num_envs, 1),
         num_workers=num_workers,
         autoreset_mode=autoreset_mode,
         batch_size=batch_size,
@@ -243,15 +270,23 @@ def _vector(env_fn: MakeEnv, num_envs: int, **options: Any) -> VectorEnv:
         raise
 
 
-def _check_game(game: str) -> None:
-    if known_game(game) is None:
+def _checked_game(game: str) -> str:
+    if (known := known_game(game)) is None:
         names = game_names()
-        raise ValueError(f"game: {game!r} is unknown{did_you_mean(game, names)}; `drama games` lists all {len(names)}")
+        hint = f"; `drama games` lists all {len(names)}{MISSING}"
+        raise ValueError(f"game: {game!r} is unknown{did_you_mean(game, names)}{hint}")
+    return known
 
 
-def _make_one(game: str, config: EnvConfig | None = None, **options: Any) -> gymnasium.Env[Any, Any]:
+def _make_one(
+    game: str, config: EnvConfig | None = None, render_mode: str | None = None, **options: Any
+) -> gymnasium.Env[Any, Any]:
     """What `gymnasium.make("drama/<game>-v0", ...)` calls."""
-    return make_env(game, _configured(config, options))
+    return _game_maker(_checked_game(game), _configured(config, options), render_mode)()
+
+
+# Where gymnasium looks what to wrap for people.
+_make_one.metadata = FrameEnv.metadata  # type: ignore[attr-defined]
 
 
 def _configured(config: EnvConfig | None, options: dict[str, Any]) -> EnvConfig:

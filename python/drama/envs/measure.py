@@ -6,7 +6,7 @@ import copy
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -21,6 +21,15 @@ ECHO_SECONDS, ECHOES, LONGEST_ECHO_SECONDS = 0.02, 16, 0.1
 # What a step of a vector costs this process beyond the environments', and what workers must save to be worth a core.
 OVERHEAD_SECONDS = 5e-6
 WORTH = 0.85
+
+
+def probe(env_fn: Callable[[], gymnasium.Env[Any, Any]]) -> float | None:
+    """`step_seconds` of an environment that is made for it alone: one that has been stepped is no longer new."""
+    env = env_fn()
+    try:
+        return step_seconds(env)
+    finally:
+        env.close()
 
 
 def step_seconds(env: gymnasium.Env[Any, Any]) -> float | None:

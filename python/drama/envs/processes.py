@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.spawn import get_executable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cloudpickle
 import gymnasium
 from gymnasium.vector.utils import clear_mpi_env_vars
 
 from drama._native import VectorBoard
-from drama.envs.worker import EnvError, Layout
-
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
+from drama.envs.worker import CLOSE
 
 # A fresh interpreter rather than a fork, which would copy locked locks of other threads, or `multiprocessing`'s spawn,
 # which would run the main script again.
 BOOT = """\
 import json, sys
-_, known, *numbers = sys.argv
+_, known, arguments = sys.argv
 sys.path[:], sys.argv[:] = json.loads(known)
 from drama.envs.worker import main
-main(*map(int, numbers))
+main(*json.loads(arguments))
 """
 POLL_SECONDS = 0.1
 
@@ -45,86 +42,51 @@ class WorkerDied(RuntimeError):
 
 
 class Worker:
-    """One worker process, which starts to make its environments at once; `wait_ready` tells how that went.
+    """One worker process. It steps what is posted to it, and takes orders.
 
     Args:
-        board: shared memory.
-        layout: what lies in it.
+        board: shared memory; to be replaced by the one with regions.
         number: of the worker.
         shares: number of environments of each worker.
-        env_fns: the functions that make this worker's environments, pickled together: what they share is sent once.
-        autoreset: value of the autoreset mode.
         crowded: whether there are more processes than cores.
+
+    Raises:
+        OSError: the system starts no process.
     """
 
-    def __init__(
-        self,
-        board: VectorBoard,
-        layout: Layout,
-        number: int,
-        shares: list[int],
-        env_fns: bytes,
-        autoreset: str,
-        crowded: bool,
-    ) -> None:
-        from multiprocessing.connection import Connection
-
+    def __init__(self, board: VectorBoard, number: int, shares: list[int], crowded: bool) -> None:
         first = sum(shares[:number])
         self.number = number
         self.env_ids = range(first, first + shares[number])
-        self._board = board
+        self.board = board
+        self._dismissed = False
         board.forget(number)
         fd = board.fd
         assert fd is not None
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self.connection: Connection[Any, Any] = Connection(ours.detach())
-            numbers = [str(theirs.fileno()), str(os.getpid())]
-            try:
-                with clear_mpi_env_vars():
-                    self.process = subprocess.Popen(
-                        [os.fsdecode(get_executable()), "-c", BOOT, json.dumps([sys.path, sys.argv]), *numbers],
-                        pass_fds=(theirs.fileno(), fd),
-                        stdin=subprocess.DEVNULL,
-                    )
-            except BaseException:
-                self.connection.close()
+        known, arguments = json.dumps([sys.path, sys.argv]), json.dumps([number, os.getpid(), fd, shares, crowded])
+        try:
+            with clear_mpi_env_vars():
+                self.process = subprocess.Popen(
+                    [os.fsdecode(get_executable()), "-c", BOOT, known, arguments],
+                    pass_fds=(fd,),
+                    stdin=subprocess.DEVNULL,
+                )
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-        setup = {
-            "worker": number,
-            "first": first,
-            "shares": shares,
-            "layout": layout,
-            "env_fns": env_fns,
-            "registered": own_specs(),
-            "autoreset": autoreset,
-            "crowded": crowded,
-            "fd": fd,
-        }
-        try:
-            data = cloudpickle.dumps(setup)
-        except BaseException:
-            self.dismiss()
-            raise
-        self._send(data)
-
-    def _send(self, data: bytes) -> None:
-        try:
-            self.connection.send_bytes(data)
-        except OSError:
-            raise self.death() from None
+            raise OSError(
+                error.errno,
+                f"num_workers: no file descriptor is left for worker {number} of {len(shares)}; `ulimit -n`"
+                " raises their number, fewer workers need fewer",
+            ) from error
 
     def is_dead(self) -> bool:
         """Whether the process has ended."""
         return self.process.poll() is not None
 
     def death(self) -> WorkerDied:
-        """What to raise for a worker whose process has ended or is about to."""
-        try:
-            code = self.process.wait(POLL_SECONDS)
-        except subprocess.TimeoutExpired:  # it closed the connection and goes on
-            self.process.kill()
-            code = self.process.wait()
+        """What to raise for a worker whose process has ended."""
+        code = self.process.wait()
         try:
             how = f"exited with code {code}" if code >= 0 else f"was killed by signal {signal.Signals(-code).name}"
         except ValueError:
@@ -133,54 +95,74 @@ class Worker:
         which = f"environment {ids[0]}" if len(ids) == 1 else f"environments {ids[0]} to {ids[-1]}"
         return WorkerDied(f"worker {self.number} (process {pid}, {which}) {how}", ids)
 
-    def receive_bytes(self, deadline: float | None = None) -> bytes:
-        """The next message. Raises WorkerDied, and TimeoutError after `deadline` on the monotonic clock."""
-        try:
-            while True:
-                left = POLL_SECONDS if deadline is None else min(POLL_SECONDS, max(deadline - time.monotonic(), 0))
-                if self.connection.poll(left):
-                    return self.connection.recv_bytes()
-                if self.is_dead():
-                    raise self.death()
-                if deadline is not None and time.monotonic() >= deadline:
-                    raise TimeoutError
-        except (EOFError, OSError) as error:
-            if isinstance(error, TimeoutError):
-                raise
-            raise self.death() from None
+    def order(self, order: bytes) -> None:
+        """Ask for a call of the worker's `EnvGroup` that `encode` gave, whose result `receive` gives."""
+        self.board.order(self.number, order)
 
     def receive(self, deadline: float | None = None) -> Any:
-        """The answer to an order. Raises what went wrong in the worker."""
-        kind, *values = cloudpickle.loads(self.receive_bytes(deadline))
-        if kind == "failed":
-            raise EnvError(*values)
-        if kind == "refused":
-            raise ValueError(*values)
-        return values[0]
-
-    def order(self, data: bytes) -> None:
-        """Ask for a call of the worker's `EnvGroup` that `encode` gave, whose result `receive` gives. None of its
-        environments may be posted."""
-        self._board.summon(self.number)  # before the order, of which not all may fit into the pipe at once
-        self._send(data)
+        """The answer to an order. Raises what went wrong in the worker; WorkerDied; TimeoutError after `deadline` on
+        the monotonic clock."""
+        while True:
+            left = POLL_SECONDS if deadline is None else min(POLL_SECONDS, max(deadline - time.monotonic(), 0.0))
+            dead = self.is_dead()  # looked at first: it may have answered just before
+            answer = self.board.take_answer(self.number, 0.0 if dead else left)
+            if answer is not None:
+                break
+            if dead:
+                raise self.death()
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError
+        value, error, cause = cloudpickle.loads(answer)
+        if error is not None:
+            raise error from cause
+        return value
 
     def dismiss(self) -> None:
         """Let the worker close its environments and end."""
-        self.connection.close()
-        self._board.summon(self.number)
+        self._dismissed = True
+        self.order(CLOSE)
 
-    def wait(self, deadline: float | None) -> None:
-        """Wait for its end; kill it after `deadline` on the monotonic clock."""
+    def end(self, deadline: float | None) -> None:
+        """Wait for its end; kill it after `deadline` on the monotonic clock. Raises what went wrong where it was
+        dismissed."""
         try:
             self.process.wait(None if deadline is None else max(deadline - time.monotonic(), 0))
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+            return
+        if self._dismissed:
+            with contextlib.suppress(WorkerDied):
+                self.receive()
 
     def disown(self) -> None:
         """In a fork of the parent: the process is not ours to wait for."""
-        self.connection.close()
         self.process.returncode = 0
+
+
+def encode_make(first: int, env_fns: Sequence[Callable[[], gymnasium.Env[Any, Any]]]) -> bytes:
+    """The first order of a worker, with the functions pickled together, so that what they share is there once.
+
+    Raises ValueError that names the function which cannot be pickled."""
+    try:
+        pickled = cloudpickle.dumps(list(env_fns))
+    except Exception as error:
+        index, cause = _unpicklable(env_fns) or (0, error)
+        raise ValueError(
+            f"env_fns[{first + index}]: cannot be pickled to make the environment in a worker process: {_why(cause)};"
+            " num_workers=0 needs no pickling"
+        ) from error
+    return encode("make", own_specs(), pickled)
+
+
+def _unpicklable(env_fns: Sequence[Any]) -> tuple[int, Exception] | None:
+    """The first function that cannot be pickled, and why."""
+    for index, env_fn in enumerate(env_fns):
+        try:
+            cloudpickle.dumps(env_fn)
+        except Exception as error:
+            return index, error
+    return None
 
 
 def encode(method: str, *arguments: Any) -> bytes:
@@ -188,10 +170,10 @@ def encode(method: str, *arguments: Any) -> bytes:
     try:
         return cloudpickle.dumps((method, arguments))
     except Exception as error:
-        raise ValueError(f"{method}: its arguments cannot be sent to a worker process: {why(error)}") from error
+        raise ValueError(f"{method}: its arguments cannot be sent to a worker process: {_why(error)}") from error
 
 
-def why(error: BaseException) -> str:
+def _why(error: BaseException) -> str:
     """What an exception says, or its type where it says nothing."""
     return str(error) or type(error).__name__
 

@@ -5,15 +5,16 @@ Each draws bright cells on a black 8 x 8 grid. `info` holds `lives` and `life_lo
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-import gymnasium
 import numpy as np
 
 from drama.config import EnvConfig
 from drama.envs.frames import Frame, FrameEnv
 
 GRID = 8
+PIXELS = 32
+"""Side of a cell in a picture for people."""
 MOVES = (0, -1, 1)
 
 
@@ -24,9 +25,12 @@ class GridTask(FrameEnv):
 
     Args:
         config: size and channels of the frame; the options of Atari's emulator are refused.
+        render_mode: None or "rgb_array".
     """
 
-    def __init__(self, config: EnvConfig) -> None:
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 8}
+
+    def __init__(self, config: EnvConfig, render_mode: str | None = None) -> None:
         config.validate()
         name, defaults = type(self).__name__, EnvConfig()
         height, width = config.frame_size
@@ -36,10 +40,7 @@ class GridTask(FrameEnv):
         for option in (*emulator, "repeat_action_probability"):
             if (value := getattr(config, option)) != getattr(defaults, option):
                 raise ValueError(f"env.{option}: {value} is an option of Atari games; {name} has none")
-        self._cell = (height // GRID, width // GRID)
-        self._shape = (height, width, 1 if config.grayscale else 3)
-        self.observation_space = gymnasium.spaces.Box(0, 255, self._shape, np.uint8)
-        self.action_space = gymnasium.spaces.Discrete(len(self.action_meanings))
+        self._describe((height, width, 1 if config.grayscale else 3), render_mode)
         self._state: dict[str, int] = {}
         self._ended = True
 
@@ -84,8 +85,16 @@ class GridTask(FrameEnv):
         """Row, column and brightness of the cells that are not black."""
         raise NotImplementedError
 
+    def render(self) -> Frame:  # type: ignore[override]
+        """The grid in larger cells, `[256, 256, 3]`."""
+        if not self._state:
+            raise RuntimeError("render: reset must come first")
+        picture = np.empty((GRID * PIXELS, GRID * PIXELS, 3), np.uint8)
+        self._draw(picture)
+        return picture
+
     def _draw(self, out: Frame) -> None:
-        height, width = self._cell
+        height, width = out.shape[0] // GRID, out.shape[1] // GRID
         out[...] = 0
         for row, column, brightness in self._cells():
             out[row * height : (row + 1) * height, column * width : (column + 1) * width] = brightness

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import operator
+import contextlib
+import functools
 import os
-import pickle
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import cloudpickle
@@ -20,41 +18,58 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from drama._native import VectorBoard, cores
+from drama.envs.arguments import EnvFn, checked_ids, checked_mode, checked_seeds, count, env_functions, masked
 from drama.envs.batches import Batches
-from drama.envs.measure import step_seconds, workers_pay
-from drama.envs.processes import POLL_SECONDS, Worker, WorkerDied, encode, why
-from drama.envs.worker import EnvError, EnvGroup, Layout, Payload, describe, fast_fields, to_mail
+from drama.envs.group import EnvError, EnvGroup, Payload, describe, failing
+from drama.envs.layout import Description
+from drama.envs.measure import probe, workers_pay
+from drama.envs.processes import POLL_SECONDS, Worker, WorkerDied, encode, encode_make
 
-EnvFn = Callable[[], gymnasium.Env[Any, Any]]
 Flags = NDArray[np.bool_]
 # Longest that closing waits for a worker before it is killed.
 GRACE_SECONDS = 10.0
 StepResult = tuple[Any, NDArray[np.float64], Flags, Flags, dict[str, Any]]
 
 
-@dataclass
 class _Engine:
-    """What has to be put away at the end, in the order of its making."""
+    """What has to be put away at the end."""
 
-    pid: int
-    workers: list[Worker]
-    group: EnvGroup | None = None
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.board: VectorBoard | None = None
+        self.workers: list[Worker] = []
+        self.group: EnvGroup | None = None
 
     def close(self, seconds: float | None) -> None:
-        """Close everything, killing workers that take longer than `seconds`. Nothing in a fork of the process."""
+        """Close everything, killing workers that take longer than `seconds`; then raise the first error, if an
+        environment could not be closed. Nothing in a fork of the process."""
+        group, workers, board = self.group, self.workers, self.board
+        self.group, self.workers, self.board = None, [], None
         if os.getpid() != self.pid:
-            for worker in self.workers:
+            for worker in workers:
                 worker.disown()
             return
-        for worker in self.workers:
-            worker.dismiss()
-        try:
-            if self.group is not None:
-                self.group.close()
-        finally:
-            deadline = None if seconds is None else time.monotonic() + seconds
-            while self.workers:
-                self.workers.pop().wait(deadline)
+        errors = []
+        deadline = None if seconds is None else time.monotonic() + seconds
+        if seconds != 0:
+            for worker in workers:
+                worker.dismiss()
+        ends: list[Callable[[], None]] = [] if group is None else [group.close]
+        ends += [functools.partial(worker.end, deadline) for worker in workers]
+        for end in ends:
+            try:
+                end()
+            except EnvError as error:
+                errors.append(error)
+        if board is not None:
+            board.close()
+        if errors:
+            raise errors[0]
+
+    def drop(self, seconds: float) -> None:
+        """As `close`, where nobody is left to be told of an environment that could not be closed."""
+        with contextlib.suppress(EnvError):
+            self.close(seconds)
 
 
 class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
@@ -70,12 +85,14 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     After an `EnvError` the vector goes on with `reset`; after a `WorkerDied` or `TimeoutError` it can only be closed.
 
     Args:
-        env_fns: functions that each make one environment; all must have the same spaces. Environments in worker
+        env_fns: functions that each make one environment; all must have the same spaces. Or one function or the id of
+            a registered environment, such as "CartPole-v1", for `num_envs` of the same. Environments in worker
             processes are made there, so their functions must be picklable by cloudpickle.
+        num_envs: number of environments, where `env_fns` says what to make of each.
         num_workers: number of processes that step environments, this one included; 0 or 1 is this one alone. None
             is one for each core. "auto" makes one more environment, times some steps of it and how fast workers
             answer, and takes workers where that is faster; the results do not depend on it.
-        autoreset_mode: as for `gymnasium.vector.SyncVectorEnv`.
+        autoreset_mode: as for `gymnasium.vector.SyncVectorEnv`; also by name, as "NextStep" or "next_step".
         batch_size: number of environments that `recv` waits for, by default all.
         copy: whether observations are copies. Without, they are the memory that the next step writes to.
         on_worker_death: "raise" raises WorkerDied when a worker process ends. "restart" makes another, with new
@@ -95,7 +112,8 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
     def __init__(
         self,
-        env_fns: Sequence[EnvFn],
+        env_fns: str | EnvFn | Sequence[EnvFn],
+        num_envs: int | None = None,
         *,
         num_workers: int | Literal["auto"] | None = "auto",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
@@ -104,21 +122,12 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         on_worker_death: Literal["raise", "restart"] = "raise",
         timeout: float | None = None,
     ) -> None:
-        self._engine = _Engine(os.getpid(), [])  # first, for `close` after an error
-        self._finalizer = weakref.finalize(self, self._engine.close, 1.0)
-        env_fns = list(env_fns)
-        if not env_fns:
-            raise ValueError("env_fns: got none, expected at least one function that makes an environment")
-        for index, env_fn in enumerate(env_fns):
-            if not callable(env_fn):
-                raise TypeError(f"env_fns[{index}]: got {type(env_fn).__name__}, expected a function")
-        try:
-            self.autoreset_mode = AutoresetMode(autoreset_mode)
-        except ValueError:
-            modes = ", ".join(repr(mode.value) for mode in AutoresetMode)
-            raise ValueError(f"autoreset_mode: got {autoreset_mode!r}, expected one of {modes}") from None
-        self.num_envs = len(env_fns)
-        self.batch_size = _count("batch_size", self.num_envs if batch_size is None else batch_size, 1, self.num_envs)
+        self._engine = _Engine()  # first, for `close` after an error
+        self._finalizer = weakref.finalize(self, self._engine.drop, 1.0)
+        self._env_fns = env_functions(env_fns, num_envs)
+        self.num_envs = len(self._env_fns)
+        self.autoreset_mode = checked_mode(autoreset_mode)
+        self.batch_size = count("batch_size", self.num_envs if batch_size is None else batch_size, 1, self.num_envs)
         if on_worker_death not in ("raise", "restart"):
             raise ValueError(f"on_worker_death: got {on_worker_death!r}, expected 'raise' or 'restart'")
         if timeout is not None and not 0 < timeout < float("inf"):
@@ -127,73 +136,52 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         # An environment in this process can neither be cut off nor be allowed to crash.
         self._isolated = self._restart or timeout is not None
         try:
-            self._start(env_fns, num_workers)
+            self._start(num_workers)
         except BaseException:
-            self._engine.close(0.0)
+            self._engine.drop(0.0)
             raise
 
-    def _start(self, env_fns: list[EnvFn], num_workers: int | Literal["auto"] | None) -> None:
-        workers, measured = self._number_of_workers(num_workers), num_workers == "auto" and not self._isolated
-        alone = workers == 0
-        self._env_fns = env_fns
-        step: float | None = None
-        made: list[gymnasium.Env[Any, Any]] = []
-        if alone or not (measured or self._isolated):
-            made = [_make(env_fns[0])]
-            self._describe(made[0])
-        else:
-            probe = _make(env_fns[0])
-            try:
-                self._describe(probe)
-                step = step_seconds(probe) if measured else None
-            finally:
-                probe.close()
-        first = [lambda: made.pop()] if made else env_fns[:1]
+    def _start(self, num_workers: int | Literal["auto"] | None) -> None:
+        workers = self._number_of_workers(num_workers)
+        if workers == 0 or self._isolated or num_workers != "auto":
+            return self._build(workers)
+        with failing(0):
+            step = probe(self._env_fns[0])
         try:
-            self._build(workers, [*first, *env_fns[1:]])
-        except (EnvError, WorkerDied, ValueError, OSError):
-            if not measured or alone:
-                raise
+            self._build(workers)
+        except (RuntimeError, ValueError, OSError):
             # What a worker cannot do, this process may: it knows more. If not, it says what is wrong.
-            self._engine.close(0.0)
-            self._build(0, env_fns)
-            return
-        if step is not None and self._engine.workers:
-            largest = max(self._shares)
-            if not workers_pay(self._board, self._engine.workers, largest, self.num_envs, step):
-                self._engine.close(GRACE_SECONDS)
-                self._build(0, env_fns)
+            self._engine.drop(0.0)
+            return self._build(0)
+        if step is not None and not workers_pay(
+            self._board, self._engine.workers, max(self._shares), self.num_envs, step
+        ):
+            self._engine.close(GRACE_SECONDS)
+            self._build(0)
+        return None
 
     def _number_of_workers(self, num_workers: int | Literal["auto"] | None) -> int:
         """Processes that step environments, this one included unless isolated; 0 for this one alone."""
         if num_workers is None or num_workers == "auto":
             number = min(cores(), self.num_envs) if self._isolated or os.name == "posix" else 0
         else:
-            number = min(_count("num_workers", num_workers, 0), self.num_envs)
+            number = min(count("num_workers", num_workers, 0), self.num_envs)
         if self._isolated:
             if number == 0:
                 raise ValueError("num_workers: got 0, but timeout and on_worker_death='restart' need worker processes")
             return number
         return number if number > 1 else 0
 
-    def _describe(self, env: gymnasium.Env[Any, Any]) -> None:
-        self.metadata = {**env.metadata, "autoreset_mode": self.autoreset_mode}
-        self.render_mode = env.render_mode
-        self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
-        self.observation_space = batch_space(env.observation_space, self.num_envs)
-        self.action_space = batch_space(env.action_space, self.num_envs)
-        self._layout = Layout(env.observation_space, env.action_space, fast_fields(env))
-
-    def _build(self, workers: int, env_fns: list[EnvFn]) -> None:
-        """Lay out the memory, start the workers, and make this process's own environments meanwhile."""
+    def _build(self, workers: int) -> None:
+        """Start the workers, make this process's own environments meanwhile, and lay out the memory."""
         self.num_workers = workers
-        count = max(workers, 1)
-        self._shares = [self.num_envs * (w + 1) // count - self.num_envs * w // count for w in range(count)]
+        processes = max(workers, 1)
+        self._shares = [self.num_envs * (w + 1) // processes - self.num_envs * w // processes for w in range(processes)]
         self._own = None if self._isolated else 0
-        self._crowded = count + self._isolated > cores()
-        rows = self._layout.rows()
-        self._board = board = VectorBoard(self._shares, rows, shared=workers > 0, crowded=self._crowded)
-        self._batches = Batches(board, self._layout, self.num_envs, self._copy)
+        self._crowded = processes + self._isolated > cores()
+        self._board = board = VectorBoard(self._shares, shared=workers > 0, crowded=self._crowded)
+        engine = self._engine
+        engine.board = board
         # Payloads that did not come by mail.
         self._kept: dict[int, Payload] = {}
         self._lost: set[int] = set()
@@ -202,43 +190,44 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._broken: str | None = None
         for number in range(workers):
             if number != self._own:
-                self._engine.workers.append(self._spawn(number))
-        objects: dict[int, list[Any]] = {}
-        self._own_objects = objects
-        self._engine.group = None
+                engine.workers.append(self._spawn(number))
+        told: list[Description] = []
+        self._own_objects: dict[int, list[Any]] = {}
         if self._own is not None:
-            self._engine.group = EnvGroup(
-                board,
-                self._layout,
-                worker=0,
-                first=0,
-                num_envs=self.num_envs,
-                autoreset=self.autoreset_mode.value,
-                env_fns=env_fns[: self._shares[0]],
-                keep=self._kept.__setitem__,
-                send=_unused,
-                action_objects=objects.pop,
+            engine.group = EnvGroup(
+                board, worker=0, first=0, keep=self._kept.__setitem__, action_objects=self._own_objects.pop
             )
-        for worker in self._engine.workers:
+            told.append(engine.group.make(self._env_fns[: self._shares[0]]))
+        told += [worker.receive() for worker in engine.workers]
+        self._describe(told[0])
+        # The workers answer to either board, but mail goes through the last alone.
+        self._board = engine.board = board.with_regions(self._layout.rows())
+        for worker in engine.workers:
+            worker.board = self._board
+            worker.order(self._lay_out)
+        if engine.group is not None:
+            engine.group.lay_out(self._layout, self.autoreset_mode.value, self.num_envs, self._board)
+        for worker in engine.workers:
             worker.receive()
-        if not self._restart:
-            board.close_fd()
+        self._batches = Batches(self._board, self._layout, self.num_envs, self._copy)
+
+    def _describe(self, told: Description) -> None:
+        self.metadata = {**told.metadata, "autoreset_mode": self.autoreset_mode}
+        self.render_mode = told.render_mode
+        self._layout = told.layout
+        self.single_observation_space = told.layout.observation_space
+        self.single_action_space = told.layout.action_space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._lay_out = encode("lay_out", told.layout, self.autoreset_mode.value, self.num_envs)
 
     def _spawn(self, number: int) -> Worker:
+        """Start a worker, which makes its environments; what `receive` gives describes the first."""
         first = sum(self._shares[:number])
-        env_fns = _pickled(first, self._env_fns[first : first + self._shares[number]])
-        try:
-            return Worker(
-                self._board, self._layout, number, self._shares, env_fns, self.autoreset_mode.value, self._crowded
-            )
-        except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE):
-                raise
-            raise OSError(
-                error.errno,
-                f"num_workers: no file descriptor is left for worker {number} of {len(self._shares)}; `ulimit -n`"
-                " raises their number, fewer workers need fewer",
-            ) from error
+        order = encode_make(first, self._env_fns[first : first + self._shares[number]])
+        worker = Worker(self._board, number, self._shares, self._crowded)
+        worker.order(order)
+        return worker
 
     # Resetting and stepping
 
@@ -252,11 +241,11 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             options: handed to each environment, without `reset_mask`.
         """
         self._check_usable()
-        seeds = self._seeds(seed)
+        seeds = checked_seeds(seed, self.num_envs)
         ids = list(range(self.num_envs))
         if options is not None and "reset_mask" in options:
             options = dict(options)
-            ids = self._masked(options.pop("reset_mask"))
+            ids = masked(options.pop("reset_mask"), self.num_envs)
             if not self._started and len(ids) < self.num_envs:
                 raise RuntimeError("reset: all environments must have been reset before some are")
         self._drain()
@@ -289,7 +278,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         By default they go to the environments that the last `recv` returned, or to all after `reset` or `step`.
         """
         self._check_usable()
-        ids = self._ids if env_ids is None else self._checked_ids(env_ids)
+        ids = self._ids if env_ids is None else checked_ids(env_ids, self.num_envs)
         if ids == []:
             raise RuntimeError("send: nothing has been received since the last send, so env_ids must be given")
         busy = set(self._board.pending()) | set(self._board.ready())
@@ -337,7 +326,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         if self._own is not None and index < self._shares[0]:
             self._own_objects[index] = objects
         else:
-            self._board.write_mail(index, to_mail(objects))
+            self._board.write_mail(index, cloudpickle.dumps(objects))
 
     def _await(self, wanted: int) -> None:
         """Step this process's environments and wait until `wanted` are done."""
@@ -347,24 +336,17 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
         while True:
             left = POLL_SECONDS if deadline is None else min(POLL_SECONDS, max(deadline - time.monotonic(), 0.0))
-            event = self._board.wait(wanted, left)
-            if event == -1:
+            if self._board.wait(wanted, left):
                 self._started = True
                 return
             try:
-                if event >= 0:
-                    self._kept[event] = pickle.loads(self._worker(event).receive_bytes(deadline))
-                    self._board.received(event)
-                    continue
                 for worker in self._engine.workers:
                     if worker.is_dead():
                         raise worker.death()
-                if deadline is not None and time.monotonic() >= deadline:
-                    raise TimeoutError
             except WorkerDied as death:
                 self._bury(death)
-            except TimeoutError:
-                raise self._late(self._board.pending()) from None
+            if deadline is not None and time.monotonic() >= deadline:
+                raise self._late(self._board.pending())
 
     def _collect(self, ids: list[int] | None) -> StepResult:
         rewards, terminated, truncated, extras = self._board.take(ids)
@@ -379,7 +361,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         return self._batches.observe(ids), rewards, terminated, truncated, infos
 
     def _payload(self, index: int) -> Payload:
-        return self._kept.pop(index) if index in self._kept else pickle.loads(self._board.read_mail(index))
+        return self._kept.pop(index) if index in self._kept else cloudpickle.loads(self._board.read_mail(index))
 
     # Calls to every environment
 
@@ -446,22 +428,16 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         orders = {worker.number: encode(method, *part(worker.env_ids)) for worker in self._engine.workers}
         # Interrupted, or with an answer that comes late, the workers' answers would be taken for those to later calls.
         self._broken = "a call was cut short"
-        asked: list[tuple[Worker, WorkerDied | None]] = []
-        for worker in self._engine.workers:
-            try:
-                worker.order(orders[worker.number])
-                asked.append((worker, None))
-            except WorkerDied as death:
-                asked.append((worker, death))
+        asked = list(self._engine.workers)
+        for worker in asked:
+            worker.order(orders[worker.number])
         if self._engine.group is not None:
             try:
                 results.append(getattr(self._engine.group, method)(*part(range(self._shares[0]))))
             except EnvError as error:
                 errors.append(error)
-        for worker, found in asked:
+        for worker in asked:
             try:
-                if found is not None:
-                    raise found
                 results.append(worker.receive(deadline))
             except EnvError as error:
                 errors.append(error)
@@ -495,10 +471,11 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         old = self._worker(death.env_ids[0])
         busy = set(self._board.pending()) | set(self._board.ready())
         self._board.take(list(old.env_ids))
-        old.connection.close()
         try:
             worker = self._spawn(old.number)
             self._engine.workers[self._engine.workers.index(old)] = worker
+            worker.receive()
+            worker.order(self._lay_out)
             worker.receive()
             worker.order(encode("reset", dict.fromkeys(worker.env_ids), None))
             payloads = worker.receive()
@@ -560,80 +537,4 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         """Close the environments and end the workers; those that take longer than `timeout` seconds are killed."""
         if self._finalizer.detach() is not None:
             self.closed = True  # also where an environment cannot be closed
-            try:
-                self._engine.close(0.0 if terminate or self._broken is not None else timeout)
-            finally:
-                if hasattr(self, "_board"):
-                    self._board.close_fd()
-
-    # Checks of arguments
-
-    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
-        if seed is None:
-            return [None] * self.num_envs
-        if not isinstance(seed, Sequence | np.ndarray):
-            first = _count("seed", seed, 0)
-            return [first + index for index in range(self.num_envs)]
-        if len(seed) != self.num_envs:
-            raise ValueError(f"seed: got {len(seed)} seeds, expected {self.num_envs}, one for each environment")
-        return [None if one is None else _count("seed", one, 0) for one in seed]
-
-    def _masked(self, mask: Any) -> list[int]:
-        expected = f"a boolean array of shape ({self.num_envs},) that is true somewhere"
-        if not isinstance(mask, np.ndarray):
-            raise TypeError(f"options['reset_mask']: got {type(mask).__name__}, expected {expected}")
-        if mask.dtype != np.bool_:
-            raise TypeError(f"options['reset_mask']: got dtype {mask.dtype}, expected {expected}")
-        if mask.shape != (self.num_envs,) or not mask.any():
-            raise ValueError(f"options['reset_mask']: got {mask!r}, expected {expected}")
-        return np.flatnonzero(mask).tolist()
-
-    def _checked_ids(self, env_ids: Any) -> list[int]:
-        ids = [_count("env_ids", index, 0, self.num_envs - 1) for index in env_ids]
-        if not ids or len(set(ids)) != len(ids):
-            raise ValueError(f"env_ids: got {ids}, expected different environments, at least one")
-        return ids
-
-
-def _unused(_: Any) -> None:
-    raise AssertionError("this process keeps everything itself")
-
-
-def _make(env_fn: EnvFn) -> gymnasium.Env[Any, Any]:
-    try:
-        return env_fn()
-    except Exception as error:
-        raise EnvError(0, describe(error)) from error
-
-
-def _pickled(first: int, env_fns: list[EnvFn]) -> bytes:
-    """The functions of one worker together, so that what they share is there once."""
-    try:
-        return cloudpickle.dumps(env_fns)
-    except Exception as error:
-        index, cause = _unpicklable(env_fns) or (0, error)
-        raise ValueError(
-            f"env_fns[{first + index}]: cannot be pickled to make the environment in a worker process: {why(cause)};"
-            " num_workers=0 needs no pickling"
-        ) from error
-
-
-def _unpicklable(env_fns: list[EnvFn]) -> tuple[int, Exception] | None:
-    """The first function that cannot be pickled, and why."""
-    for index, env_fn in enumerate(env_fns):
-        try:
-            cloudpickle.dumps(env_fn)
-        except Exception as error:
-            return index, error
-    return None
-
-
-def _count(name: str, value: Any, low: int, high: int | None = None) -> int:
-    expected = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: got {value!r}, expected {expected}") from None
-    if count < low or (high is not None and count > high):
-        raise ValueError(f"{name}: got {count}, expected {expected}")
-    return count
+            self._engine.close(0.0 if terminate or self._broken is not None else timeout)

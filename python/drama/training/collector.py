@@ -11,7 +11,7 @@ from torch import Tensor
 
 from drama.agent.player import Player
 from drama.config import Config
-from drama.envs import VectorEnv, interface_of, make_frames
+from drama.envs import VectorEnv, make_frames
 from drama.interface import Interface, Observations
 from drama.replay import ReplayBuffer
 from drama.training import plain
@@ -100,8 +100,12 @@ class Collector:
 
 def make_envs(config: Config) -> tuple[VectorEnv, Interface]:
     """The environments that a run steps, and what they show and take."""
-    interface = interface_of(config.game, config.env)
-    return make_frames(config.game, config.train.num_envs, config.env), interface
+    envs = make_frames(config.game, config.train.num_envs, config.env)
+    try:
+        return envs, envs.get_attr("interface")[0]
+    except BaseException:
+        envs.close()
+        raise
 
 
 def make_replay(config: Config, interface: Interface) -> ReplayBuffer:

@@ -36,4 +36,4 @@ pub use sticky::Sticky;
 pub use transition::{Steps, gather_transitions, reward};
 #[cfg(unix)]
 pub use vector::die_with_parent;
-pub use vector::{Board, Handle, More, Outcome, Wait};
+pub use vector::{Board, Outcome};

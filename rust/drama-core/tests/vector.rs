@@ -13,12 +13,12 @@ use std::{
     time::Duration,
 };
 
-use drama_core::{Board, More, Outcome, Wait};
+use drama_core::{Board, Outcome};
 use proptest::prelude::*;
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// A worker that adds the action in region 0 to the observation in region 1, until summoned.
+/// A worker that adds the action in region 0 to the observation in region 1, until it is given an order.
 fn adder(board: &Board, worker: usize) {
     let work = |env| -> Result<(), ()> {
         let (action, _) = board.row(0, env);
@@ -41,15 +41,23 @@ fn post(board: &Board, env: usize, action: u64) {
     board.post(env);
 }
 
+/// The same board as two processes see it.
 fn boards(shares: &[usize], rows: &[usize], crowded: bool) -> (Arc<Board>, Arc<Board>) {
     if cfg!(any(target_os = "linux", target_os = "macos")) {
-        let (board, handle) = Board::new(shares, rows, true, crowded).unwrap();
-        let other = Board::attach(shares, rows, &handle.unwrap(), crowded).unwrap();
-        (Arc::new(board), Arc::new(other))
+        let board = Board::new(shares, true, crowded).unwrap();
+        let file = board.file().as_ref().unwrap().try_clone().unwrap();
+        let other = Board::attach(shares, file, crowded).unwrap();
+        (Arc::new(board.with_regions(rows).unwrap()), Arc::new(other.with_regions(rows).unwrap()))
     } else {
-        let board = Arc::new(Board::new(shares, rows, false, crowded).unwrap().0);
+        let board = Arc::new(Board::new(shares, false, crowded).unwrap().with_regions(rows).unwrap());
         (Arc::clone(&board), board)
     }
+}
+
+/// Makes a worker return from serving.
+fn summon(board: &Board, worker: usize) {
+    board.post(board.desk(worker));
+    board.ring(worker);
 }
 
 #[test]
@@ -70,7 +78,7 @@ fn every_step_arrives_once() {
                 post(&board, env, action);
             }
             (0..3).for_each(|worker| board.ring(worker));
-            assert_eq!(board.wait(6, LONG), Wait::Ready);
+            assert!(board.wait(6, LONG));
             for (env, expected) in expected.iter().enumerate() {
                 assert!(board.is_done(env));
                 let outcome = board.take(env);
@@ -80,7 +88,7 @@ fn every_step_arrives_once() {
                 thread::sleep(Duration::from_millis(2)); // long enough for everybody to fall asleep
             }
         }
-        (0..3).for_each(|worker| board.summon(worker));
+        (0..3).for_each(|worker| summon(&board, worker));
         for worker in workers {
             worker.join().unwrap();
         }
@@ -100,7 +108,7 @@ fn some_are_ready_before_others() {
     (0..4).for_each(|env| post(&board, env, 1));
     (0..2).for_each(|worker| board.ring(worker));
     for _ in 0..2000 {
-        assert_eq!(board.wait(2, LONG), Wait::Ready);
+        assert!(board.wait(2, LONG));
         let ready = board.ready();
         assert_eq!(ready.iter().collect::<BTreeSet<_>>().len(), ready.len());
         for env in &ready[..2] {
@@ -110,31 +118,75 @@ fn some_are_ready_before_others() {
             board.ring(board.worker(*env));
         }
     }
-    assert_eq!(board.wait(4, LONG), Wait::Ready);
-    (0..2).for_each(|worker| board.summon(worker));
+    assert!(board.wait(4, LONG));
+    (0..2).for_each(|worker| summon(&board, worker));
     for worker in workers {
         worker.join().unwrap();
     }
 }
 
 #[test]
-fn waiting_ends_with_time_and_with_messages() {
+fn waiting_ends_with_time() {
     let (board, other) = boards(&[2], &[8], false);
-    assert_eq!(board.wait(1, Duration::from_millis(20)), Wait::Late);
+    assert!(!board.wait(1, Duration::from_millis(20)));
     board.post(0);
     board.post(1);
     let worker = thread::spawn(move || {
         thread::sleep(Duration::from_millis(50)); // the other side sleeps by now
-        other.finish(1, Outcome { more: More::Message, ..Outcome::default() });
+        other.finish(1, Outcome { more: true, ..Outcome::default() });
     });
-    assert_eq!(board.wait(2, LONG), Wait::Message(1));
+    assert!(board.wait(1, LONG));
     worker.join().unwrap();
-    board.received(1);
-    assert_eq!(board.wait(2, Duration::from_millis(1)), Wait::Late);
-    assert_eq!(board.wait(1, LONG), Wait::Ready);
-    assert_eq!(board.take(1).more, More::Kept);
+    assert!(!board.wait(2, Duration::from_millis(1)));
+    assert!(board.take(1).more);
     assert!(board.posted(0));
     assert!(board.ready().is_empty());
+}
+
+/// Orders and answers of any size go to and fro, while other workers step.
+#[test]
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+fn orders_are_answered() {
+    let (board, other) = boards(&[1, 1], &[8, 8], false);
+    let workers: Vec<_> = (0..2)
+        .map(|worker| {
+            let other = Arc::clone(&other);
+            thread::spawn(move || {
+                loop {
+                    adder(&other, worker);
+                    let desk = other.desk(worker);
+                    let mut mail = other.read_mail(desk).unwrap();
+                    if mail.is_empty() {
+                        return;
+                    }
+                    mail.reverse();
+                    other.write_mail(desk, &mail).unwrap();
+                    other.finish(desk, Outcome::default());
+                }
+            })
+        })
+        .collect();
+    for round in 0..300_usize {
+        let order: Vec<_> = (0..=round * round * 40).map(|i| (i % 251) as u8).collect();
+        post(&board, 0, 1);
+        board.ring(0);
+        board.write_mail(board.desk(1), &order).unwrap();
+        summon(&board, 1);
+        assert!(board.wait_for_order(1, LONG));
+        board.take(board.desk(1));
+        let answer = board.read_mail(board.desk(1)).unwrap();
+        assert!(answer.iter().eq(order.iter().rev()));
+        assert!(board.wait(1, LONG));
+        board.take(0);
+    }
+    assert!(!board.wait_for_order(0, Duration::from_millis(1)));
+    for worker in 0..2 {
+        board.write_mail(board.desk(worker), b"").unwrap();
+        summon(&board, worker);
+    }
+    for worker in workers {
+        worker.join().unwrap();
+    }
 }
 
 #[test]
@@ -148,7 +200,7 @@ fn a_worker_answers_the_bell_but_not_when_it_is_gone() {
     for _ in 0..100 {
         assert!(board.echo(0, LONG).is_some());
     }
-    board.summon(0);
+    summon(&board, 0);
     worker.join().unwrap();
     assert_eq!(board.echo(0, Duration::from_millis(20)), None);
 }
@@ -156,8 +208,8 @@ fn a_worker_answers_the_bell_but_not_when_it_is_gone() {
 #[test]
 fn what_was_asked_of_the_dead_is_forgotten() {
     let (board, other) = boards(&[1], &[8, 8], false);
-    board.summon(0);
-    board.forget(0);
+    summon(&board, 0);
+    board.take(board.desk(0));
     let served = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&served);
     let worker = thread::spawn(move || {
@@ -166,37 +218,53 @@ fn what_was_asked_of_the_dead_is_forgotten() {
     });
     post(&board, 0, 4);
     board.ring(0);
-    assert_eq!(board.wait(1, LONG), Wait::Ready);
+    assert!(board.wait(1, LONG));
     assert_eq!(served.load(SeqCst), 0);
-    board.summon(0);
+    summon(&board, 0);
     worker.join().unwrap();
 }
 
 #[test]
-fn mail_is_kept_apart_and_limited() {
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+fn mail_is_kept_apart() {
     let (board, other) = boards(&[1, 1], &[8], false);
-    assert!(other.write_mail(0, b"first"));
-    assert!(other.write_mail(1, b""));
-    assert!(other.write_mail(0, &vec![7; 1 << 16]));
-    assert!(!other.write_mail(1, &vec![9; (1 << 16) + 1]));
-    assert_eq!(board.read_mail(0), vec![7; 1 << 16]);
-    assert_eq!(board.read_mail(1), b"");
+    for (slot, mail) in [(0, vec![1; 3]), (1, vec![]), (board.desk(0), vec![2; 9]), (board.desk(1), vec![3; 5 << 20])] {
+        other.write_mail(slot, &[9; 20]).unwrap();
+        other.write_mail(slot, &mail).unwrap();
+    }
+    assert_eq!(board.read_mail(0).unwrap(), [1; 3]);
+    assert!(board.read_mail(1).unwrap().is_empty());
+    assert_eq!(board.read_mail(board.desk(0)).unwrap(), [2; 9]);
+    assert_eq!(board.read_mail(board.desk(1)).unwrap(), vec![3; 5 << 20]);
+    board.close();
+    assert!(board.write_mail(0, b"x").unwrap_err().to_string().contains("mail is only for"));
+    other.write_mail(0, b"x").unwrap();
+}
+
+/// Large mail takes no memory once it is read.
+#[test]
+#[cfg(target_os = "linux")]
+fn large_mail_gives_its_memory_back() {
+    use std::os::unix::fs::MetadataExt;
+    let (board, other) = boards(&[1], &[8], false);
+    let blocks = || board.file().as_ref().unwrap().metadata().unwrap().blocks();
+    let before = blocks();
+    other.write_mail(0, &vec![7; 32 << 20]).unwrap();
+    assert!(blocks() - before >= (32 << 20) / 512);
+    board.read_mail(0).unwrap();
+    assert!(blocks() - before < (1 << 20) / 512);
 }
 
 #[test]
 fn what_cannot_be_is_refused() {
-    assert!(Board::new(&[0, 0], &[8], false, false).is_err());
-    assert!(Board::new(&[], &[8], false, false).is_err());
-    assert!(Board::new(&[2], &[usize::MAX / 2], false, false).is_err());
-    assert!(Board::new(&[1], &[usize::MAX - 3], true, false).is_err());
-}
-
-#[cfg(target_os = "linux")]
-#[test]
-fn another_size_of_memory_is_refused() {
-    let (_board, handle) = Board::new(&[2], &[8], true, false).unwrap();
-    let error = Board::attach(&[2], &[8 << 20], &handle.unwrap(), false).err().unwrap();
-    assert!(error.to_string().contains("the other process made"), "{error}");
+    assert!(Board::new(&[0, 0], false, false).is_err());
+    assert!(Board::new(&[], false, false).is_err());
+    assert!(Board::new(&[1 << 27], false, false).is_err());
+    assert!(Board::new(&[2], false, false).unwrap().with_regions(&[usize::MAX / 2]).is_err());
+    assert!(Board::new(&[1], false, false).unwrap().with_regions(&[usize::MAX - 3]).is_err());
+    if cfg!(target_os = "linux") {
+        assert!(Board::new(&[1], true, false).unwrap().with_regions(&[1 << 40]).is_err());
+    }
 }
 
 proptest! {
@@ -207,7 +275,7 @@ proptest! {
         rows in prop::collection::vec(0_usize..200, 0..4),
     ) {
         prop_assume!(shares.iter().sum::<usize>() > 0);
-        let board = Board::new(&shares, &rows, false, false).unwrap().0;
+        let (board, _) = boards(&shares, &rows, false);
         let envs = shares.iter().sum::<usize>();
         prop_assert_eq!(board.num_envs(), envs);
         for worker in 0..shares.len() {
@@ -223,7 +291,9 @@ proptest! {
             }
         }
         for env in 0..envs {
-            board.write_mail(env, &vec![255; 1 << 16]);
+            if cfg!(any(target_os = "linux", target_os = "macos")) {
+                board.write_mail(env, &[255; 1 << 16]).unwrap();
+            }
             board.set_ended(env, env % 2 == 0);
             board.finish(env, Outcome { reward: env as f64, terminated: env % 3 == 0, ..Outcome::default() });
         }
@@ -238,7 +308,7 @@ proptest! {
         for env in 0..envs {
             prop_assert_eq!(board.ended(env), env % 2 == 0);
             let outcome = board.take(env);
-            prop_assert_eq!((outcome.reward, outcome.terminated, outcome.more), (env as f64, env % 3 == 0, More::Nothing));
+            prop_assert_eq!((outcome.reward, outcome.terminated, outcome.more), (env as f64, env % 3 == 0, false));
         }
     }
 }

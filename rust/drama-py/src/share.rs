@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use drama_core::{Board, More, Outcome};
+use drama_core::{Board, Outcome};
 use numpy::{PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::{
     exceptions::{PyException, PyRuntimeError, PyTypeError, PyValueError},
@@ -62,7 +62,6 @@ pub(crate) struct EnvShare {
     /// Info fields that lie in shared memory.
     infos: Vec<(String, Py<PyAny>)>,
     keep: Py<PyAny>,
-    send: Py<PyAny>,
     /// Where `run` goes on.
     turn: AtomicUsize,
 }
@@ -188,13 +187,9 @@ impl EnvShare {
             }
             Err(error) => return Err(error),
         };
-        // What is left over does not fit the mail: the parent has to know before it is sent, or both would wait.
-        let left = self.keep.bind(py).call1((env, payload))?;
-        outcome.more = if left.is_none() { More::Kept } else { More::Message };
+        self.keep.bind(py).call1((env, payload))?;
+        outcome.more = true;
         self.board.finish(env, outcome);
-        if outcome.more == More::Message {
-            self.send.bind(py).call1((left,))?;
-        }
         Ok(())
     }
 }
@@ -205,10 +200,9 @@ impl EnvShare {
     /// `step` and `reset` write there. `choices` are the actions of region 0 if it holds discrete ones; otherwise
     /// `decode(env)` gives the action. `row` is `(region, dtype, shape)` of observations that are one array; what
     /// does not match goes through `encode(env, observation)`, which returns what is left over. `infos` are fields of
-    /// the infos and the arrays they are written to. `keep(env, payload)` stores what else there is and returns what
-    /// must be `send`.
+    /// the infos and the arrays they are written to. `keep(env, payload)` stores what else there is.
     #[new]
-    #[pyo3(signature = (board, worker, autoreset, calls, *, choices, decode, row, encode, infos, keep, send))]
+    #[pyo3(signature = (board, worker, autoreset, calls, *, choices, decode, row, encode, infos, keep))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         board: &Bound<'_, VectorBoard>,
@@ -221,7 +215,6 @@ impl EnvShare {
         encode: Py<PyAny>,
         infos: Vec<(String, Py<PyAny>)>,
         keep: Py<PyAny>,
-        send: Py<PyAny>,
     ) -> PyResult<Self> {
         let autoreset = match autoreset {
             "NextStep" => Autoreset::NextStep,
@@ -236,7 +229,7 @@ impl EnvShare {
             return Err(PyValueError::new_err(format!("calls: got {got}, expected {expected}")));
         }
         let calls = calls.into_iter().map(|(step, reset, out)| Calls { step, reset, out }).collect();
-        Ok(Self { board, worker, autoreset, calls, choices, decode, row, encode, infos, keep, send, turn: 0.into() })
+        Ok(Self { board, worker, autoreset, calls, choices, decode, row, encode, infos, keep, turn: 0.into() })
     }
 
     /// Resets an environment with the keyword arguments given; what else it said goes to `keep`'s first result.
@@ -270,7 +263,7 @@ impl EnvShare {
         Ok(())
     }
 
-    /// For a worker: steps what is posted until summoned.
+    /// For a worker: steps what is posted until there is an order.
     fn serve(&self, py: Python<'_>) -> PyResult<()> {
         self.board.serve(self.worker, |env| self.work(py, env), |wait| py.detach(wait))
     }

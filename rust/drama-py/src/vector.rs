@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use drama_core::{Board, More, Outcome, Wait};
+use drama_core::{Board, Outcome};
 use numpy::{PyArray1, PyReadonlyArray1, ndarray::ArrayView1};
 use pyo3::{
     exceptions::{PyIndexError, PyValueError},
@@ -12,15 +12,10 @@ use pyo3::{
 
 use crate::error::to_python;
 
-#[cfg(unix)]
-type File = std::os::fd::OwnedFd;
-
 /// Memory in which worker processes step their shares of environments; see `drama.envs.vector`.
 #[pyclass(frozen, module = "drama._native")]
 pub(crate) struct VectorBoard {
     pub(crate) board: Arc<Board>,
-    #[cfg(unix)]
-    file: std::sync::Mutex<Option<File>>,
 }
 
 /// Rewards, terminated, truncated, and the environments that gave more.
@@ -41,6 +36,10 @@ impl VectorBoard {
         })
     }
 
+    fn read<'py>(&self, py: Python<'py>, slot: usize) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(PyBytes::new(py, &py.detach(|| self.board.read_mail(slot)).map_err(to_python)?))
+    }
+
     fn envs(&self, envs: Option<Vec<i64>>) -> PyResult<Vec<usize>> {
         match envs {
             Some(envs) => envs.into_iter().map(|env| self.env(env)).collect(),
@@ -49,55 +48,48 @@ impl VectorBoard {
     }
 }
 
+fn duration(seconds: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(seconds)
+        .map_err(|error| PyValueError::new_err(format!("seconds: got {seconds}: {error}")))
+}
+
 #[pymethods]
 impl VectorBoard {
-    /// `shares` are the numbers of environments of the workers; `rows` are bytes per environment of each region. In a
-    /// worker, `fd` is the parent's `fd`, and is taken over.
+    /// `shares` are the numbers of environments of the workers. In a worker, `fd` is the parent's `fd`, and is taken
+    /// over.
     #[new]
-    #[pyo3(signature = (shares, rows, *, shared, crowded, fd=None))]
-    fn new(shares: Vec<usize>, rows: Vec<usize>, shared: bool, crowded: bool, fd: Option<i32>) -> PyResult<Self> {
-        #[cfg(unix)]
-        {
-            use std::os::fd::{FromRawFd, OwnedFd};
-            if let Some(fd) = fd {
-                if fd < 0 {
-                    return Err(PyValueError::new_err(format!("fd: got {fd}, expected a file descriptor")));
-                }
+    #[pyo3(signature = (shares, *, shared, crowded, fd=None))]
+    fn new(shares: Vec<usize>, shared: bool, crowded: bool, fd: Option<i32>) -> PyResult<Self> {
+        let board = match fd {
+            None => Board::new(&shares, shared, crowded),
+            #[cfg(unix)]
+            Some(fd) if fd >= 0 => {
+                use std::os::fd::FromRawFd;
                 // SAFETY: the caller hands it over.
-                let file = unsafe { OwnedFd::from_raw_fd(fd) };
-                let board = Board::attach(&shares, &rows, &file, crowded).map_err(to_python)?;
-                return Ok(Self { board: Arc::new(board), file: None.into() });
+                Board::attach(&shares, unsafe { std::fs::File::from_raw_fd(fd) }, crowded)
             }
-            let (board, file) = Board::new(&shares, &rows, shared, crowded).map_err(to_python)?;
-            Ok(Self { board: Arc::new(board), file: file.into() })
-        }
-        #[cfg(not(unix))]
-        {
-            if fd.is_some() {
-                return Err(PyValueError::new_err("fd: worker processes need Linux or macOS"));
-            }
-            let (board, _) = Board::new(&shares, &rows, shared, crowded).map_err(to_python)?;
-            Ok(Self { board: Arc::new(board) })
-        }
+            Some(fd) => return Err(PyValueError::new_err(format!("fd: got {fd}, expected a file descriptor"))),
+        };
+        Ok(Self { board: Arc::new(board.map_err(to_python)?) })
     }
 
-    /// What a worker attaches with, until `close_fd`.
+    /// The same board with regions, `rows` their bytes per environment, to be used in the place of this one.
+    fn with_regions(&self, rows: Vec<usize>) -> PyResult<Self> {
+        Ok(Self { board: Arc::new(self.board.with_regions(&rows).map_err(to_python)?) })
+    }
+
+    /// What a worker attaches with, until `close`.
     #[getter]
     fn fd(&self) -> Option<i32> {
         #[cfg(unix)]
-        {
-            use std::os::fd::AsRawFd;
-            crate::error::lock(&self.file).as_ref().map(AsRawFd::as_raw_fd)
-        }
+        return self.board.file().as_ref().map(std::os::fd::AsRawFd::as_raw_fd);
         #[cfg(not(unix))]
         None
     }
 
-    /// No more workers will attach.
-    #[cfg_attr(not(unix), allow(clippy::unused_self))]
-    fn close_fd(&self) {
-        #[cfg(unix)]
-        crate::error::lock(&self.file).take();
+    /// No more workers will attach, and no mail be sent.
+    fn close(&self) {
+        self.board.close();
     }
 
     /// The bytes of a region, which keep the memory alive.
@@ -165,16 +157,10 @@ impl VectorBoard {
         Ok(())
     }
 
-    /// Waits until `wanted` environments are done: -1 then, -2 after `seconds`, else the environment whose message is
-    /// to be received.
-    fn wait(&self, py: Python<'_>, wanted: usize, seconds: f64) -> PyResult<i64> {
-        let timeout = Duration::try_from_secs_f64(seconds)
-            .map_err(|error| PyValueError::new_err(format!("seconds: got {seconds}: {error}")))?;
-        Ok(match py.detach(|| self.board.wait(wanted, timeout)) {
-            Wait::Ready => -1,
-            Wait::Late => -2,
-            Wait::Message(env) => env as i64,
-        })
+    /// Waits until `wanted` environments are done; False if they are not after `seconds`.
+    fn wait(&self, py: Python<'_>, wanted: usize, seconds: f64) -> PyResult<bool> {
+        let timeout = duration(seconds)?;
+        Ok(py.detach(|| self.board.wait(wanted, timeout)))
     }
 
     /// Takes the results of environments (all if `None`), which must be done.
@@ -186,10 +172,7 @@ impl VectorBoard {
             PyArray1::from_iter(py, outcomes.iter().map(|outcome| outcome.reward)),
             PyArray1::from_iter(py, outcomes.iter().map(|outcome| outcome.terminated)),
             PyArray1::from_iter(py, outcomes.iter().map(|outcome| outcome.truncated)),
-            envs.iter()
-                .zip(&outcomes)
-                .filter_map(|(env, outcome)| (outcome.more != More::Nothing).then_some(*env))
-                .collect(),
+            envs.iter().zip(&outcomes).filter_map(|(env, outcome)| outcome.more.then_some(*env)).collect(),
         ))
     }
 
@@ -203,15 +186,9 @@ impl VectorBoard {
         (0..self.board.num_envs()).filter(|env| self.board.posted(*env)).collect()
     }
 
-    /// The message of an environment has been received.
-    fn received(&self, env: i64) -> PyResult<()> {
-        self.board.received(self.env(env)?);
-        Ok(())
-    }
-
     /// Gives results in the place of a worker that died; more is kept for the environment.
     fn cut_off(&self, env: i64) -> PyResult<()> {
-        let outcome = Outcome { truncated: true, more: More::Kept, ..Outcome::default() };
+        let outcome = Outcome { truncated: true, more: true, ..Outcome::default() };
         self.board.finish(self.env(env)?, outcome);
         Ok(())
     }
@@ -226,33 +203,67 @@ impl VectorBoard {
         PyArray1::from_iter(py, (0..self.board.num_envs()).map(|env| self.board.ended(env)))
     }
 
-    /// Makes a worker return from `serve`.
-    fn summon(&self, worker: i64) -> PyResult<()> {
-        self.board.summon(self.worker(worker)?);
+    /// Gives a worker an order, which makes it return from `serve` or `listen` once it has stepped what it was posted.
+    fn order(&self, py: Python<'_>, worker: i64, order: &[u8]) -> PyResult<()> {
+        let worker = self.worker(worker)?;
+        let desk = self.board.desk(worker);
+        py.detach(|| self.board.write_mail(desk, order)).map_err(to_python)?;
+        self.board.post(desk);
+        self.board.ring(worker);
         Ok(())
     }
 
-    /// A new worker takes the place of one that died.
+    /// For a worker without regions: waits for an order.
+    fn listen(&self, py: Python<'_>, worker: i64) -> PyResult<()> {
+        let worker = self.worker(worker)?;
+        self.board.serve(worker, |_| Ok(()), |wait| py.detach(wait))
+    }
+
+    /// For a worker: what it was ordered.
+    fn read_order<'py>(&self, py: Python<'py>, worker: i64) -> PyResult<Bound<'py, PyBytes>> {
+        self.read(py, self.board.desk(self.worker(worker)?))
+    }
+
+    /// For a worker: the answer to its order.
+    fn answer(&self, py: Python<'_>, worker: i64, answer: &[u8]) -> PyResult<()> {
+        let desk = self.board.desk(self.worker(worker)?);
+        py.detach(|| self.board.write_mail(desk, answer)).map_err(to_python)?;
+        self.board.finish(desk, Outcome::default());
+        Ok(())
+    }
+
+    /// A worker's answer to its order, or None if there is none after `seconds`.
+    fn take_answer<'py>(&self, py: Python<'py>, worker: i64, seconds: f64) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let (worker, timeout) = (self.worker(worker)?, duration(seconds)?);
+        if !py.detach(|| self.board.wait_for_order(worker, timeout)) {
+            return Ok(None);
+        }
+        let desk = self.board.desk(worker);
+        self.board.take(desk);
+        self.read(py, desk).map(Some)
+    }
+
+    /// A new worker takes the place of one that died, whose order is not for it.
     fn forget(&self, worker: i64) -> PyResult<()> {
-        self.board.forget(self.worker(worker)?);
+        self.board.take(self.board.desk(self.worker(worker)?));
         Ok(())
     }
 
     /// Seconds until a worker without work answers, or None after `seconds`.
     fn echo(&self, py: Python<'_>, worker: i64, seconds: f64) -> PyResult<Option<f64>> {
-        let worker = self.worker(worker)?;
-        let timeout = Duration::try_from_secs_f64(seconds)
-            .map_err(|error| PyValueError::new_err(format!("seconds: got {seconds}: {error}")))?;
+        let (worker, timeout) = (self.worker(worker)?, duration(seconds)?);
         Ok(py.detach(|| self.board.echo(worker, timeout)).map(|time| time.as_secs_f64()))
     }
 
-    /// Puts bytes into the mail of an environment; says whether they fit.
-    fn write_mail(&self, env: i64, bytes: &[u8]) -> PyResult<bool> {
-        Ok(self.board.write_mail(self.env(env)?, bytes))
+    /// Puts bytes into the mail of an environment.
+    fn write_mail(&self, py: Python<'_>, env: i64, bytes: &[u8]) -> PyResult<()> {
+        let env = self.env(env)?;
+        py.detach(|| self.board.write_mail(env, bytes)).map_err(to_python)
     }
 
+    /// The mail of an environment, which may be read once.
     fn read_mail<'py>(&self, py: Python<'py>, env: i64) -> PyResult<Bound<'py, PyBytes>> {
-        Ok(PyBytes::new(py, &self.board.read_mail(self.env(env)?)))
+        self.read(py, self.env(env)?)
     }
 
     /// Ends this process soon after the one with the number `parent`.

@@ -1,8 +1,10 @@
-//! The memory in which several processes step environments, and how they signal each other.
+//! The memory in which several processes step environments.
 //!
-//! One process, the parent, posts environments: it writes an action and marks the slot. The worker that owns the slot
-//! steps the environment, writes what came out and marks the slot done; the parent takes it. A slot belongs to the
-//! worker while it is posted, else to the parent, so nothing is written by two.
+//! One process, the parent, posts environments: it writes an action and hands the slot over. The worker that owns the
+//! slot steps the environment, writes what came out and hands the slot back. Beside its environments, each worker has a
+//! desk: a slot for orders. What goes with a slot and has no region is its mail, which may be of any size. A slot, its
+//! rows and its mail belong to the worker while it is posted, else to the parent, so nothing is written by two; how the
+//! two sides learn of it is in `signal`.
 
 // Everything lies on cache lines of memory that starts on one.
 #![allow(clippy::cast_ptr_alignment)]
@@ -11,89 +13,29 @@ mod memory;
 mod signal;
 
 use std::{
+    fs::File,
     ops::Range,
-    sync::atomic::{
-        AtomicU32, AtomicU64,
-        Ordering::{Acquire, Relaxed, Release, SeqCst},
-    },
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-pub use self::memory::Handle;
-use self::signal::{Bell, Spin};
+pub use self::signal::Outcome;
+use self::signal::{Bell, Slot, Spin};
 use crate::{
     error::{Error, Result},
     memory::Block,
 };
 
-/// Bytes for what does not fit the regions: infos, mostly. A page costs memory only once it is written.
-const MAIL_BYTES: usize = 1 << 16;
 const LINE: usize = 64;
-
-const IDLE: u32 = 0;
-const POSTED: u32 = 1;
-const DONE: u32 = 2;
-/// The bit of a slot's flags that `received` clears.
-const MESSAGE: u32 = 8;
-
-/// Whether an environment said more than has a place in the memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum More {
-    /// No.
-    #[default]
-    Nothing,
-    /// Yes, and it lies in the mail, or with who stepped the environment.
-    Kept,
-    /// Yes, and it comes by another way than this memory.
-    Message,
-}
-
-/// What a step gave besides the observation.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Outcome {
-    /// Reward of the step.
-    pub reward: f64,
-    /// The episode ended by the rules of the task.
-    pub terminated: bool,
-    /// The episode was cut off.
-    pub truncated: bool,
-    /// What else there is to know.
-    pub more: More,
-}
-
-/// One environment. Zeroed memory is an idle one.
-#[repr(C, align(64))]
-struct Slot {
-    state: AtomicU32,
-    flags: AtomicU32,
-    /// Orders the slots that are done.
-    ticket: AtomicU32,
-    /// The next step is a reset.
-    ended: AtomicU32,
-    mail_bytes: AtomicU32,
-    reward: AtomicU64,
-}
-
-/// How a wait ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
-    /// As many environments are done as were asked for.
-    Ready,
-    /// What this environment gave comes by another way, and its worker is stuck until it is received.
-    Message(usize),
-    /// The time is over.
-    Late,
-}
 
 /// Sizes of everything, the same in each process.
 #[derive(Clone, Debug)]
 struct Plan {
     /// The environments of worker `w` are `starts[w]..starts[w + 1]`.
     starts: Vec<usize>,
+    bells: usize,
     /// Offset and bytes per environment of each region.
     regions: Vec<(usize, usize)>,
-    bells: usize,
-    mail: usize,
     bytes: usize,
 }
 
@@ -104,8 +46,8 @@ impl Plan {
             starts.push(starts[starts.len() - 1] + share);
         }
         let num_envs = starts[shares.len()];
-        if num_envs == 0 || num_envs > u32::MAX as usize / 4 {
-            return Error::value(format!("num_envs: got {num_envs}, expected at least 1 and no more than 2^30"));
+        if num_envs == 0 || num_envs + shares.len() > memory::MOST_SLOTS {
+            return Error::value(format!("num_envs: got {num_envs}, expected at least 1 and less than 2^26"));
         }
         let mut bytes = 0;
         let mut place = |count: usize, each: usize| -> Result<usize> {
@@ -115,41 +57,63 @@ impl Plan {
             bytes = end.ok_or_else(|| Error::Value(format!("{count} rows of {each} bytes are too much memory")))?;
             Ok(offset)
         };
-        place(num_envs, size_of::<Slot>())?;
-        // The parent's bell, then one per worker, each with its word for commands.
-        let bells = place(1 + shares.len(), 2 * LINE)?;
+        // One for each environment, then the desks of the workers.
+        place(num_envs + shares.len(), size_of::<Slot>())?;
+        // The parent's, then one for each worker.
+        let bells = place(1 + shares.len(), size_of::<Bell>())?;
+        // Last, so that nothing else moves when they are laid out.
         let regions = rows.iter().map(|row| Ok((place(num_envs, *row)?, *row))).collect::<Result<_>>()?;
-        let mail = place(num_envs, MAIL_BYTES)?;
-        Ok(Self { starts, regions, bells, mail, bytes })
+        Ok(Self { starts, bells, regions, bytes })
     }
 }
 
-/// The shared memory of a vector of environments, as one process sees it.
+/// The memory of a vector of environments, as one process sees it.
 pub struct Board {
     memory: Block,
     plan: Plan,
     spin: Spin,
+    crowded: bool,
+    /// What the memory is a mapping of, if other processes have it too, and where the mail lies.
+    file: Mutex<Option<File>>,
 }
 
 impl Board {
-    /// A board on which worker `w` has `shares[w]` environments, with a region of `rows[r]` bytes per environment for
-    /// each `r`. If it is to be `shared`, also gives what another process attaches with.
-    pub fn new(shares: &[usize], rows: &[usize], shared: bool, crowded: bool) -> Result<(Self, Option<Handle>)> {
-        let plan = Plan::new(shares, rows)?;
-        let (memory, handle) = if shared {
-            let (memory, handle) = memory::shared(plan.bytes)?;
-            (memory, Some(handle))
-        } else {
-            (memory::private(plan.bytes)?, None)
-        };
-        Ok((Self { memory, plan, spin: Spin::new(crowded) }, handle))
+    /// A board on which worker `w` has `shares[w]` environments, without regions, for this process alone or to be
+    /// `shared`. `crowded` is for more processes than cores.
+    pub fn new(shares: &[usize], shared: bool, crowded: bool) -> Result<Self> {
+        let plan = Plan::new(shares, &[])?;
+        let mut file = if shared { Some(memory::shared()?) } else { None };
+        Self::on(plan, &mut file, crowded)
     }
 
-    /// The board that another process made with the same numbers.
-    pub fn attach(shares: &[usize], rows: &[usize], handle: &Handle, crowded: bool) -> Result<Self> {
-        let plan = Plan::new(shares, rows)?;
-        let memory = memory::map(plan.bytes, handle)?;
-        Ok(Self { memory, plan, spin: Spin::new(crowded) })
+    /// The board that another process made with the same numbers on `file`.
+    pub fn attach(shares: &[usize], file: File, crowded: bool) -> Result<Self> {
+        Self::on(Plan::new(shares, &[])?, &mut Some(file), crowded)
+    }
+
+    /// The same board with a region of `rows[r]` bytes per environment for each `r`. It takes the place of this one,
+    /// which keeps its view of the slots if it is shared, but neither file nor mail.
+    pub fn with_regions(&self, rows: &[usize]) -> Result<Self> {
+        let shares: Vec<_> = (0..self.num_workers()).map(|worker| self.share(worker).len()).collect();
+        Self::on(Plan::new(&shares, rows)?, &mut self.file(), self.crowded)
+    }
+
+    fn on(plan: Plan, file: &mut Option<File>, crowded: bool) -> Result<Self> {
+        let memory = match file {
+            Some(file) => memory::map(plan.bytes, file)?,
+            None => memory::private(plan.bytes)?,
+        };
+        Ok(Self { memory, plan, spin: Spin::new(crowded), crowded, file: file.take().into() })
+    }
+
+    /// What other processes attach with, if it is shared.
+    pub fn file(&self) -> MutexGuard<'_, Option<File>> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes the file: no process will attach any more, and no mail be sent.
+    pub fn close(&self) {
+        self.file().take();
     }
 
     /// Number of environments.
@@ -191,68 +155,55 @@ impl Board {
         assert!(env < self.num_envs(), "there is no environment {env}");
     }
 
-    fn slot(&self, env: usize) -> &Slot {
-        self.check(env);
-        // SAFETY: the slots come first in the memory, which is aligned for them and started zeroed; all fields are
-        // atomic.
-        unsafe { &*self.memory.pointer().cast::<Slot>().add(env) }
+    /// The number of the slot through which a worker is given orders; all that is done with environments can be done
+    /// with it, too.
+    pub fn desk(&self, worker: usize) -> usize {
+        assert!(worker < self.num_workers(), "there is no worker {worker}");
+        self.num_envs() + worker
     }
 
-    fn line(&self, index: usize) -> *mut u8 {
-        // SAFETY: there are two lines for each bell.
-        unsafe { self.memory.pointer().add(self.plan.bells + index * LINE) }
+    fn slot(&self, slot: usize) -> &Slot {
+        assert!(slot < self.num_envs() + self.num_workers(), "there is no slot {slot}");
+        // SAFETY: the slots come first in the memory, which is aligned for them and started zeroed; all fields are
+        // atomic.
+        unsafe { &*self.memory.pointer().cast::<Slot>().add(slot) }
+    }
+
+    fn bells(&self, index: usize) -> &Bell {
+        assert!(index <= self.num_workers(), "there is no worker {}", index - 1);
+        // SAFETY: the plan laid them there, aligned; they started zeroed, and all fields are atomic.
+        unsafe { &*self.memory.pointer().add(self.plan.bells).cast::<Bell>().add(index) }
     }
 
     /// What the parent waits on.
     fn done(&self) -> &Bell {
-        // SAFETY: the line is aligned, started zeroed, and holds nothing else.
-        unsafe { &*self.line(0).cast::<Bell>() }
+        self.bells(0)
     }
 
     /// What a worker waits on.
     fn bell(&self, worker: usize) -> &Bell {
-        assert!(worker < self.num_workers(), "there is no worker {worker}");
-        // SAFETY: as in `done`.
-        unsafe { &*self.line(2 + 2 * worker).cast::<Bell>() }
+        self.bells(1 + worker)
     }
 
-    /// Whether the worker is to listen elsewhere.
-    fn call(&self, worker: usize) -> &AtomicU32 {
-        assert!(worker < self.num_workers(), "there is no worker {worker}");
-        // SAFETY: as in `done`.
-        unsafe { &*self.line(3 + 2 * worker).cast::<AtomicU32>() }
+    /// Hands a slot, its action or order written, to its worker, who learns of it by `ring`.
+    pub fn post(&self, slot: usize) {
+        self.slot(slot).post();
     }
 
-    /// Hands an environment, its action written, to its worker, who learns of it by `ring`.
-    pub fn post(&self, env: usize) {
-        self.slot(env).state.store(POSTED, Release);
-    }
-
-    /// Makes a worker look at its environments.
+    /// Makes a worker look at its slots.
     pub fn ring(&self, worker: usize) {
-        self.bell(worker).ring(false);
+        self.bell(worker).ring();
     }
 
-    /// Makes a worker return from `next`.
-    pub fn summon(&self, worker: usize) {
-        self.call(worker).store(1, SeqCst);
-        self.ring(worker);
-    }
-
-    /// What was asked of a worker that died is not for the next one.
-    pub fn forget(&self, worker: usize) {
-        self.call(worker).store(0, SeqCst);
-    }
-
-    /// For a worker: waits for environments that are posted and runs `work` on each; returns once summoned, or with
-    /// the error of `work`. `wait` runs the waiting, which may take long.
+    /// For a worker: waits for environments that are posted and runs `work` on each; returns once there is an order,
+    /// or with the error of `work`. `wait` runs the waiting, which may take long.
     pub fn serve<E>(
         &self,
         worker: usize,
         mut work: impl FnMut(usize) -> Result<(), E>,
         wait: impl Fn(&(dyn Fn() + Sync)),
     ) -> Result<(), E> {
-        let (bell, call) = (self.bell(worker), self.call(worker));
+        let (bell, desk) = (self.bell(worker), self.desk(worker));
         // A ring from before is answered as well.
         let mut idle = true;
         loop {
@@ -264,7 +215,7 @@ impl Board {
                     worked = true;
                 }
             }
-            if call.swap(0, SeqCst) != 0 {
+            if self.posted(desk) {
                 return Ok(());
             }
             if worked {
@@ -273,17 +224,9 @@ impl Board {
             }
             // Rung for nothing: the parent measures how long an answer takes.
             if idle {
-                self.done().ring(false);
+                self.done().ring();
             }
-            wait(&|| {
-                let (start, target) = (Instant::now(), seen.wrapping_add(1));
-                if !bell.spin(target, &self.spin) {
-                    while bell.count() == seen {
-                        bell.sleep(target, None, || false);
-                    }
-                }
-                self.spin.learn(start.elapsed());
-            });
+            wait(&|| bell.wait_past(seen, &self.spin));
             idle = true;
         }
     }
@@ -293,149 +236,81 @@ impl Board {
         let start = Instant::now();
         let target = self.done().count().wrapping_add(1);
         self.ring(worker);
-        if !self.done().spin(target, &self.spin) {
-            self.done().sleep(target, Some(timeout), || false);
-        }
-        self.done().reached(target).then(|| start.elapsed())
+        self.done().wait(target, &self.spin, Some(timeout)).then(|| start.elapsed())
     }
 
-    /// Whether the environment is its worker's to step.
-    pub fn posted(&self, env: usize) -> bool {
-        self.slot(env).state.load(Acquire) == POSTED
+    /// Whether a slot is its worker's.
+    pub fn posted(&self, slot: usize) -> bool {
+        self.slot(slot).posted()
     }
 
-    /// Whether the environment's results lie ready.
-    pub fn is_done(&self, env: usize) -> bool {
-        self.slot(env).state.load(Acquire) == DONE
+    /// Whether a slot's results lie ready.
+    pub fn is_done(&self, slot: usize) -> bool {
+        self.slot(slot).done()
     }
 
-    /// Hands an environment's results to the parent.
-    pub fn finish(&self, env: usize, outcome: Outcome) {
-        let (slot, done) = (self.slot(env), self.done());
-        let message = outcome.more == More::Message;
-        let bits = [outcome.terminated, outcome.truncated, outcome.more != More::Nothing, message];
-        let flags = bits.iter().rev().fold(0, |flags, bit| flags << 1 | u32::from(*bit));
-        slot.flags.store(flags, Relaxed);
-        slot.reward.store(outcome.reward.to_bits(), Relaxed);
-        slot.ticket.store(done.count(), Relaxed);
-        slot.state.store(DONE, Release);
-        done.ring(message);
+    /// Hands a slot's results to the parent.
+    pub fn finish(&self, slot: usize, outcome: Outcome) {
+        let done = self.done();
+        self.slot(slot).finish(outcome, done.count());
+        done.ring();
     }
 
-    fn outcome(&self, env: usize) -> Outcome {
-        let slot = self.slot(env);
-        let flags = slot.flags.load(Relaxed);
-        Outcome {
-            reward: f64::from_bits(slot.reward.load(Relaxed)),
-            terminated: flags & 1 != 0,
-            truncated: flags & 2 != 0,
-            more: match (flags & 4 != 0, flags & MESSAGE != 0) {
-                (_, true) => More::Message,
-                (true, false) => More::Kept,
-                (false, false) => More::Nothing,
-            },
-        }
-    }
-
-    /// For the parent: takes an environment back, whatever its state; only for one that is done are there results.
-    pub fn take(&self, env: usize) -> Outcome {
-        self.slot(env).state.store(IDLE, Relaxed);
-        self.outcome(env)
-    }
-
-    /// For the parent: the message of an environment that is done has been received.
-    pub fn received(&self, env: usize) {
-        let flags = &self.slot(env).flags;
-        flags.store(flags.load(Relaxed) & !MESSAGE, Relaxed);
+    /// For the parent: takes a slot back, whatever its state; only from one that is done are there results.
+    pub fn take(&self, slot: usize) -> Outcome {
+        self.slot(slot).take()
     }
 
     /// Whether the next step of the environment is a reset.
     pub fn ended(&self, env: usize) -> bool {
-        self.slot(env).ended.load(Relaxed) != 0
+        self.slot(env).ended()
     }
 
     /// Sets whether the next step of the environment is a reset. For who owns the slot.
     pub fn set_ended(&self, env: usize, ended: bool) {
-        self.slot(env).ended.store(ended.into(), Relaxed);
+        self.slot(env).set_ended(ended);
+    }
+
+    fn all_done(&self) -> impl Iterator<Item = usize> {
+        (0..self.num_envs()).filter(|env| self.is_done(*env))
     }
 
     /// The environments that are done, longest first.
     pub fn ready(&self) -> Vec<usize> {
         let now = self.done().count();
-        let mut envs: Vec<_> = (0..self.num_envs()).filter(|env| self.is_done(*env)).collect();
-        envs.sort_by_key(|env| std::cmp::Reverse(now.wrapping_sub(self.slot(*env).ticket.load(Relaxed))));
+        let mut envs: Vec<_> = self.all_done().collect();
+        envs.sort_by_key(|env| std::cmp::Reverse(now.wrapping_sub(self.slot(*env).ticket())));
         envs
     }
 
-    /// How many environments are done, and one of them whose message is to be received.
-    fn survey(&self) -> (usize, Option<usize>) {
-        let (mut ready, mut message) = (0, None);
-        for env in 0..self.num_envs() {
-            if self.is_done(env) {
-                ready += 1;
-                if self.slot(env).flags.load(Relaxed) & MESSAGE != 0 {
-                    message = Some(env);
-                }
-            }
-        }
-        (ready, message)
+    /// For the parent: waits until `wanted` environments are done, at most for `timeout`; says whether they are.
+    pub fn wait(&self, wanted: usize, timeout: Duration) -> bool {
+        self.done().wait_for(&self.spin, timeout, || wanted.saturating_sub(self.all_done().count()))
     }
 
-    /// For the parent: waits until `wanted` environments are done, at most for `timeout`.
-    pub fn wait(&self, wanted: usize, timeout: Duration) -> Wait {
-        let start = Instant::now();
-        let wait = self.wait_since(start, wanted, timeout);
-        self.spin.learn(start.elapsed());
-        wait
+    /// For the parent: waits until a worker has done what it was ordered, at most for `timeout`; says whether it has.
+    pub fn wait_for_order(&self, worker: usize, timeout: Duration) -> bool {
+        let desk = self.desk(worker);
+        self.done().wait_for(&self.spin, timeout, || usize::from(!self.is_done(desk)))
     }
 
-    fn wait_since(&self, start: Instant, wanted: usize, timeout: Duration) -> Wait {
-        let done = self.done();
-        loop {
-            let count = done.count();
-            let (ready, message) = self.survey();
-            if let Some(env) = message {
-                return Wait::Message(env);
-            }
-            if ready >= wanted {
-                return Wait::Ready;
-            }
-            let target = count.wrapping_add((wanted - ready) as u32);
-            if done.spin(target, &self.spin) {
-                continue;
-            }
-            let Some(left) = timeout.checked_sub(start.elapsed()) else {
-                return Wait::Late;
-            };
-            done.sleep(target, Some(left), || {
-                let (ready, message) = self.survey();
-                message.is_some() || ready >= wanted
-            });
-        }
+    /// Writes the mail of a slot. For who owns it.
+    pub fn write_mail(&self, slot: usize, bytes: &[u8]) -> Result<()> {
+        let to = self.slot(slot);
+        memory::write_mail(self.file().as_ref().ok_or_else(no_mail)?, slot, bytes)?;
+        to.set_mail_len(bytes.len());
+        Ok(())
     }
 
-    /// Writes to the mail of an environment; says whether it fits. For who owns the slot.
-    pub fn write_mail(&self, env: usize, bytes: &[u8]) -> bool {
-        let fits = bytes.len() <= MAIL_BYTES;
-        if fits {
-            self.slot(env).mail_bytes.store(bytes.len() as u32, Relaxed);
-            // SAFETY: the environment has this much room, which only the owner of the slot touches.
-            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.mail(env), bytes.len()) };
-        }
-        fits
+    /// The mail of a slot, which may be read once. For who owns the slot, and has seen that there is some.
+    pub fn read_mail(&self, slot: usize) -> Result<Vec<u8>> {
+        let len = self.slot(slot).mail_len();
+        memory::read_mail(self.file().as_ref().ok_or_else(no_mail)?, slot, len)
     }
+}
 
-    /// The mail of an environment. For who owns the slot, and has seen that there is some.
-    pub fn read_mail(&self, env: usize) -> Vec<u8> {
-        let len = (self.slot(env).mail_bytes.load(Relaxed) as usize).min(MAIL_BYTES);
-        // SAFETY: as in `write_mail`.
-        unsafe { std::slice::from_raw_parts(self.mail(env), len) }.to_vec()
-    }
-
-    fn mail(&self, env: usize) -> *mut u8 {
-        // SAFETY: the plan laid out room for each environment.
-        unsafe { self.memory.pointer().add(self.plan.mail + env * MAIL_BYTES) }
-    }
+fn no_mail() -> Error {
+    Error::Runtime("mail is only for processes that share the memory".into())
 }
 
 /// Ends this process soon after its parent, whatever it is doing then.
