@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the instants and victims")
     args = parser.parse_args()
     OPTIONS["steps"] = args.steps
+    # On a busy machine none but the kills are to kill. The name is Ray's.
+    os.environ["RAY_health_check_failure_threshold"] = "100"  # noqa: SIM112
     with tempfile.TemporaryDirectory(prefix="drama-sweep-") as scratch:
         sys.exit(0 if disturb(Path(scratch), args) else 1)
 
@@ -56,8 +58,9 @@ def disturb(scratch: Path, args: argparse.Namespace) -> bool:
         run.evaluate(2)
         alone[f"catch-debug-seed{seed}"] = run.path
     cluster = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 0}, shutdown_at_exit=False)
-    nodes = [cluster.add_node(**NODE) for _ in range(2)]
+    nodes = [add_node(cluster) for _ in range(2)]
     dice, done, same, number = random.Random(args.seed), 0, True, 0
+    driver = None
     try:
         while done < args.kills:
             out = scratch / f"sweep-{number}"
@@ -76,7 +79,7 @@ def disturb(scratch: Path, args: argparse.Namespace) -> bool:
                     driver = start(out, cluster.address, args)
                 elif kind == "node":
                     cluster.remove_node(nodes.pop(dice.randrange(len(nodes))), allow_graceful=False)
-                    nodes.append(cluster.add_node(**NODE))
+                    nodes.append(add_node(cluster))
                 elif not (found := workers(nodes)):
                     continue
                 else:
@@ -88,17 +91,42 @@ def disturb(scratch: Path, args: argparse.Namespace) -> bool:
                 return False
             for name, path in alone.items():
                 differs = difference(path, out / name)
-                print(f"  {name}: {differs or 'curve, weights and scores are those of the undisturbed run'}", flush=True)
+                print(
+                    f"  {name}: {differs or 'curve, weights and scores are those of the undisturbed run'}", flush=True
+                )
                 same &= not differs
     finally:
+        if driver is not None:
+            driver.kill()
         cluster.shutdown()
     return same
+
+
+def add_node(cluster: Cluster) -> Any:
+    """A new node; on a machine that is busy Ray may give up waiting for it."""
+    for _ in range(5):
+        try:
+            return cluster.add_node(**NODE)
+        except Exception as error:  # Ray raises no class of its own
+            print(f"note: {error}")
+    raise RuntimeError("no node came up in five tries")
 
 
 def start(out: Path, address: str, args: argparse.Namespace) -> subprocess.Popen[bytes]:
     """The sweep as a process of its own."""
     options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
-    command = ["sweep", "--games", "Catch", "--preset", "debug", "--seeds", str(args.seeds), *options]
+    command = [
+        "sweep",
+        "--games",
+        "Catch",
+        "--preset",
+        "debug",
+        "--seeds",
+        str(args.seeds),
+        "--max-failures",
+        "50",
+        *options,
+    ]
     code = "from drama.cli import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *command, "--out", str(out), "--address", address],
@@ -123,7 +151,9 @@ def workers(nodes: list[Any]) -> list[int]:
 def steps(out: Path) -> str:
     """How far each run is, by its last checkpoint."""
     return ", ".join(
-        f"{run.name} {found[-1].name}" for run in sorted(out.glob("catch-*")) if (found := checkpoint.list_checkpoints(run))
+        f"{run.name} {found[-1].name}"
+        for run in sorted(out.glob("catch-*"))
+        if (found := checkpoint.list_checkpoints(run))
     )
 
 

@@ -56,7 +56,12 @@ def test_imports_run_one_way(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("module", "heavy"),
-    [("drama", "numpy torch gymnasium"), ("drama.replay", "torch gymnasium"), ("drama.envs", "torch"), ("drama.sweeps", "torch ray")],
+    [
+        ("drama", "numpy torch gymnasium"),
+        ("drama.replay", "torch gymnasium"),
+        ("drama.envs", "torch"),
+        ("drama.sweeps", "torch ray"),
+    ],
 )
 def test_what_an_import_brings(module: str, heavy: str) -> None:
     code = f"import sys, {module}; print(*set('{heavy}'.split()) & set(sys.modules))"

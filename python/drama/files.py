@@ -47,9 +47,7 @@ def locked(folder: Path, doing: str = "training") -> Iterator[None]:
             except BlockingIOError:
                 file.seek(0)
                 owner = file.read().strip() or "another process"
-                raise ValueError(
-                    f"{folder}: {owner} is {doing} in this folder; wait for its end, or stop it"
-                ) from None
+                raise ValueError(f"{folder}: {owner} is {doing} in this folder; wait for its end, or stop it") from None
             except OSError:  # a file system that has no locks
                 pass
         file.seek(0)

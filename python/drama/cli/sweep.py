@@ -31,7 +31,7 @@ command goes on with a sweep that was stopped or killed; failed runs are tried a
   --preset NAME             Where other values come from (cpu).
   --cpus N                  Logical processors of a run, and its threads (1).
   --gpus N                  GPUs of a run (0); with 0.25 four share one.
-  --grid FIELD VALUE...     Every value of a field of the config, as in --grid train.agent-lr 1e-4 3e-4; may be repeated.
+  --grid FIELD VALUE...     Every value of a field of the config: --grid train.agent-lr 1e-4 3e-4; may be repeated.
   --search FIELD LOW HIGH [log]
                             Values that Optuna chooses for the highest return, of one game and seed; may be repeated.
   --samples N               How many choices Optuna makes.
@@ -130,6 +130,10 @@ def _field(name: str, option: str) -> str:
 
 def _read(base: Config, field: str, text: str) -> Any:
     """The value that `text` is for a field of the config."""
+    if isinstance(flat(base).get(field.replace("-", "_")), bool):  # which are flags on the command line
+        if text not in ("True", "False"):
+            raise ValueError(f"{field}: got {text!r}, expected True or False")
+        return text == "True"
     parsed = _parse(SweepArgs, [f"--{field.replace('_', '-')}", text], "sweep", _default(base))
     return flat(parsed)[field.replace("-", "_")]
 

@@ -1,4 +1,4 @@
-"""Many runs on Ray (extra `sweep`): `drama.sweep` starts them; `trainable` is one of them, for Tune scripts of one's own.
+"""Many runs on Ray (extra `sweep`): `drama.sweep` starts them; `trainable` is one, for Tune scripts of one's own.
 
 Nothing heavy is imported here: a worker of Ray imports this first, and torch reads the environment when it is loaded.
 """

@@ -101,7 +101,9 @@ class Board:
         if self._shown and self._live is None and time.monotonic() - self._said > EVERY:
             self._said = time.monotonic()
             running = [
-                f"{name} {row.cell().replace(' | ', ', ')}" for name, row in self.rows.items() if row.status == "running"
+                f"{name} {row.cell().replace(' | ', ', ')}"
+                for name, row in self.rows.items()
+                if row.status == "running"
             ]
             self._console.print("; ".join([self.summary(), *running]), soft_wrap=True, highlight=False, markup=False)
 

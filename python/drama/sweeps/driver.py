@@ -1,7 +1,8 @@
-"""`drama.sweep`: the runs of a plan as trials of Ray Tune, whose scheduler, failure handling and restore it leaves alone."""
+"""`drama.sweep`: the runs of a plan as trials of Ray Tune, whose own are scheduler, failure handling and restore."""
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -117,7 +118,8 @@ def sweep(
     )
     if isinstance(max_failures, bool) or not isinstance(max_failures, int) or max_failures < 0:
         raise ValueError(f"max_failures: {max_failures!r} must be a whole number of at least 0")
-    where = str(out) if "://" in str(out) else str(Path(out).absolute())
+    where = str(out).removeprefix("file://")
+    where = where if "://" in where else str(Path(where).absolute())
     with _cluster(address) as remote:
         check_resources(plan, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         if not remote:
@@ -189,13 +191,20 @@ def _drive(plan: Plan, where: str, max_failures: int, progress: bool) -> Sweep:
 
 @contextmanager
 def _quiet_tune() -> Iterator[None]:
-    """Keep Tune from showing a table of its own, and from TensorBoard events of each trial beside those of its run."""
+    """Keep Tune from showing a table, a traceback for each death, and from writing TensorBoard events of each trial.
+
+    The board counts deaths, the traceback of a failed run is shown at the end, and a run has TensorBoard events.
+    """
+    logger = logging.getLogger("ray.tune.execution.tune_controller")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     wanted = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
         yield
     finally:
+        logger.setLevel(level)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
@@ -306,7 +315,7 @@ class Watch(tune.Callback):
     board: Board | None = None
     max_failures = 0
 
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+    def on_step_end(self, trials: list[Trial], **_: Any) -> None:
         if self.board is None:
             return
         states: dict[str, Status] = {"RUNNING": "running", "TERMINATED": "finished", "ERROR": "failed"}
@@ -314,10 +323,10 @@ class Watch(tune.Callback):
             self._row(trial).status = states.get(trial.status, "waiting")
         self.board.tick()
 
-    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        self.on_step_end(0, trials)
+    def on_experiment_end(self, trials: list[Trial], **_: Any) -> None:
+        self.on_step_end(trials)
 
-    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(self, trial: Trial, result: dict[str, Any], **_: Any) -> None:
         if self.board is None or "step" not in result:
             return
         row = self._row(trial)
@@ -328,11 +337,11 @@ class Watch(tune.Callback):
             trial.max_failures = 0
         self.board.told(_folder_of(trial), result)
 
-    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_trial_recover(self, trial: Trial, **_: Any) -> None:
         if self.board is not None:
             self._row(trial).deaths += 1
 
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_trial_error(self, trial: Trial, **_: Any) -> None:
         if self.board is None:
             return
         row = self._row(trial)

@@ -124,6 +124,7 @@ class _Reporter(Callback):
             self._tell(trainer)
 
     def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
+        del path
         ended, took = self._copied
         began = time.monotonic()
         if not self._remote or began - ended < took / SHARE:
@@ -132,6 +133,7 @@ class _Reporter(Callback):
         self._copied = (time.monotonic(), time.monotonic() - began)
 
     def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
+        del error
         self._update(trainer)
 
     def _tell(self, trainer: Trainer, checkpoint: Any = None) -> None:
