@@ -33,10 +33,10 @@ class Frames(gymnasium.Env[NDArray[np.uint8], np.int64]):
 
 
 class Sometimes(Frames):
-    """Breaks at its step 90, until there is a file `mended`."""
+    """Breaks at its step 90, until there is the file that MENDED names."""
 
     def step(self, action: np.int64) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        if self.steps == 90 and not Path("mended").exists():
+        if self.steps == 90 and not Path(os.environ["MENDED"]).exists():
             raise RuntimeError("this environment breaks at step 90")
         return super().step(action)
 
@@ -46,5 +46,15 @@ class Deadly(Frames):
 
     def step(self, action: np.int64) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
         if self.steps == 90:
+            os._exit(1)
+        return super().step(action)
+
+
+class Once(Frames):
+    """Ends its process at its step 90, unless there is the file that MENDED names, which it then makes."""
+
+    def step(self, action: np.int64) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
+        if self.steps == 90 and not Path(os.environ["MENDED"]).exists():
+            Path(os.environ["MENDED"]).touch()
             os._exit(1)
         return super().step(action)

@@ -193,12 +193,13 @@ def _drive(plan: Plan, where: str, max_failures: int, progress: bool) -> Sweep:
 def _quiet_tune() -> Iterator[None]:
     """Keep Tune from showing a table, a traceback for each death, and from writing TensorBoard events of each trial.
 
-    The board counts deaths, the traceback of a failed run is shown at the end, and a run has TensorBoard events.
+    The board counts deaths, the traceback of a failed run is shown at the end, and a run has TensorBoard events. Runs
+    stay in the working directory, where modules of one's own may be.
     """
     logger = logging.getLogger("ray.tune.execution.tune_controller")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
-    wanted = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+    wanted = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
