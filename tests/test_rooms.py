@@ -26,7 +26,8 @@ BELOW: dict[str, set[str]] = {
     "training": BASE | {"runtime", "models", "agent", "replay", "envs"},
     "results": BASE | {"runtime", "models", "agent", "replay", "envs", "training"},
     "api": BASE | {"runtime", "models", "agent", "replay", "envs", "training", "results"},
-    "cli": BASE | {"runtime", "models", "agent", "replay", "envs", "training", "results", "api"},
+    "sweeps": BASE | {"runtime", "models", "agent", "replay", "envs", "training", "results", "api"},
+    "cli": BASE | {"runtime", "models", "agent", "replay", "envs", "training", "results", "api", "sweeps"},
 }
 
 
@@ -55,7 +56,12 @@ def test_imports_run_one_way(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("module", "heavy"),
-    [("drama", "numpy torch gymnasium"), ("drama.replay", "torch gymnasium"), ("drama.envs", "torch")],
+    [
+        ("drama", "numpy torch gymnasium"),
+        ("drama.replay", "torch gymnasium"),
+        ("drama.envs", "torch"),
+        ("drama.sweeps", "torch ray"),
+    ],
 )
 def test_what_an_import_brings(module: str, heavy: str) -> None:
     code = f"import sys, {module}; print(*set('{heavy}'.split()) & set(sys.modules))"

@@ -5,7 +5,7 @@
     action = agent.act(observation, first)
 
 Importing the package imports nothing heavy: `drama.replay` needs NumPy only, `drama.envs` needs the `atari` extra, and
-the names here the `train` extra, once they are used.
+the names here the `train` extra (`sweep` the extra of that name), once they are used.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from drama.api import Run, train
     from drama.config import Config, preset
     from drama.results.agent import Agent, load
+    from drama.sweeps.driver import Sweep, sweep
     from drama.training.callbacks import Callback, MLflow, WandB
 
 __version__ = version("drama-rl")
@@ -28,13 +29,28 @@ _HOMES = {
     "Config": "config",
     "MLflow": "training.callbacks",
     "Run": "api",
+    "Sweep": "sweeps.driver",
     "WandB": "training.callbacks",
     "load": "results.agent",
     "preset": "config",
+    "sweep": "sweeps.driver",
     "train": "api",
 }
 
-__all__ = ["Agent", "Callback", "Config", "MLflow", "Run", "WandB", "__version__", "load", "preset", "train"]
+__all__ = [
+    "Agent",
+    "Callback",
+    "Config",
+    "MLflow",
+    "Run",
+    "Sweep",
+    "WandB",
+    "__version__",
+    "load",
+    "preset",
+    "sweep",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

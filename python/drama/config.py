@@ -741,21 +741,23 @@ def with_options(config: Config, options: Mapping[str, Any]) -> Config:
 def _replaced(config: Any, name: str, path: Sequence[str], value: Any) -> Any:
     fields = [field.name for field in dataclasses.fields(config)]
     if path[0] not in fields or (len(path) > 1) != dataclasses.is_dataclass(getattr(config, path[0])):
-        known = [*_names(Config())]
+        known = [*flat(Config())]
         raise ValueError(f"options: {name!r} is no field of the config{did_you_mean(name, known)}")
     if len(path) > 1:
         value = _replaced(getattr(config, path[0]), name, path[1:], value)
     return dataclasses.replace(config, **{path[0]: tuple(value) if isinstance(value, list) else value})
 
 
-def _names(config: Any, prefix: str = "") -> Iterator[str]:
-    """The names of all fields, as `with_options` takes them."""
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The value of each field, by the name that `with_options` takes."""
+    found: dict[str, Any] = {}
     for field_ in dataclasses.fields(config):
         value = getattr(config, field_.name)
         if dataclasses.is_dataclass(value):
-            yield from _names(value, f"{prefix}{field_.name}.")
+            found |= flat(value, f"{prefix}{field_.name}.")
         else:
-            yield f"{prefix}{field_.name}"
+            found[f"{prefix}{field_.name}"] = value
+    return found
 
 
 def option_docs() -> dict[str, str]:

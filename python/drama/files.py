@@ -35,8 +35,8 @@ def fsync_folder(path: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing into `folder`. The lock is gone with its owner, however that ends.
+def locked(folder: Path, doing: str = "training") -> Iterator[None]:
+    """Keep other processes from `doing` the same in `folder`. The lock is gone with its owner, however that ends.
 
     Raises ValueError that names the owner where there is one.
     """
@@ -47,9 +47,7 @@ def locked(folder: Path) -> Iterator[None]:
             except BlockingIOError:
                 file.seek(0)
                 owner = file.read().strip() or "another process"
-                raise ValueError(
-                    f"{folder}: {owner} is training in this folder; wait for its end, or stop it"
-                ) from None
+                raise ValueError(f"{folder}: {owner} is {doing} in this folder; wait for its end, or stop it") from None
             except OSError:  # a file system that has no locks
                 pass
         file.seek(0)

@@ -17,7 +17,7 @@ import torch
 
 from drama.cli import main
 from drama.config import Config
-from drama.results.report import aggregate, make_report, read_run
+from drama.results.report import aggregate, make_report, read_run, runs_of
 from drama.results.scores import human_normalised, published_scores, random_and_human
 from drama.training import checkpoint
 
@@ -240,3 +240,52 @@ def test_a_checkpoint_with_missing_parts_has_no_dream_but_its_scores(
     assert not stop.value.code
     assert f"No dream of {run}: {path}: the checkpoint lacks learner." in capsys.readouterr().out
     assert not list((tmp_path / "report").glob("dream*"))
+
+
+def write_sweep(folder: Path, names: list[str]) -> Path:
+    folder.mkdir()
+    (folder / "sweep.json").write_text(json.dumps({"version": 1, "runs": names}))
+    return folder
+
+
+def test_a_sweep_stands_for_its_runs_in_its_order_and_what_is_missing_is_said(config: Config, tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "sweep", ["pong-0", "boxing-0", "pong-1", "boxing-1"])
+    write_run(folder / "boxing-0", game(config, "Boxing"), [1.0])
+    write_run(folder / "pong-0", game(config, "Pong"), [], step=50)
+    write_run(folder / "pong-searched", game(config, "Pong", seed=7), [2.0])  # what Optuna chose is named nowhere
+    (folder / "pong-1").mkdir()  # killed before its config
+    (folder / "ray").mkdir()
+    (folder / "ray" / "tuner.pkl").write_bytes(b"cos\nsystem\n(S'false'\ntR.")  # read by nobody
+    runs, missing = runs_of(folder)
+    assert [run.name for run in runs] == ["pong-0", "boxing-0", "pong-searched"]
+    assert missing == ["pong-1", "boxing-1"]
+    alone = write_run(tmp_path / "alone", game(config, "Boxing", seed=5), [3.0])
+    report = make_report([folder, alone])
+    assert [(run.config.game, run.config.seed) for run in report.runs] == [
+        ("Boxing", 0),
+        ("Boxing", 5),
+        ("Pong", 0),
+        ("Pong", 7),
+    ]
+    assert report.notes[0] == f"2 runs of {folder} have not begun: pong-1, boxing-1."
+    assert any("pong-0 is not finished: step 50" in note for note in report.notes)
+
+
+def test_the_copy_of_an_object_store_has_its_runs_in_the_checkpoints_of_ray(config: Config, tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "sweep", ["pong-0", "pong-1"])
+    for number in (8, 9, 10):
+        trial = folder / "ray" / "pong-0" / f"checkpoint_{number:06d}"
+        trial.parent.mkdir(parents=True, exist_ok=True)
+        write_run(trial, game(config, "Pong"), [float(number)])
+    assert runs_of(folder) == ([trial], ["pong-1"])
+    assert make_report([folder]).runs[0].evaluations[0].mean == 10
+
+
+def test_a_sweep_that_cannot_be_read_or_has_no_run_is_named(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "sweep", ["pong-0"])
+    with pytest.raises(ValueError, match="no run has begun"):
+        make_report([folder])
+    for damaged in ("{", "[]", '{"version": 1}', '{"runs": 3}'):
+        (folder / "sweep.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"sweep.json: damaged, or of no sweep"):
+            make_report([folder])

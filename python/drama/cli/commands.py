@@ -194,7 +194,7 @@ class ReportArgs:
     """Write a page with the curves, scores, losses and dreams of runs, beside published scores."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of the runs; those of one game and config are seeds of one curve."""
+    """Folders of runs or sweeps; runs of one game and config are seeds of one curve."""
     out: Path = Path("report")
     """Folder for index.html, its pictures, scores.csv and report.json."""
 

@@ -12,6 +12,7 @@ from drama.config import PRESETS, did_you_mean
 
 COMMANDS = {
     "train": "train an agent in an Atari game or any Gymnasium environment, or go on with a run",
+    "sweep": "train many agents on Ray: games by seeds by values of options, on one machine or a cluster",
     "eval": "play episodes with a trained agent and score them",
     "dream": "write a video of what the world model sees and imagines",
     "report": "write a page of curves, scores and dreams of runs, beside published scores",
@@ -26,6 +27,8 @@ EXTRAS = {
     "matplotlib": "report",
     "rliable": "report",
     "pygame": "play",
+    "ray": "sweep",
+    "optuna": "sweep",
 }  # what brings a missing module; `train` brings all others
 
 
@@ -48,9 +51,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         _fail(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; there are {', '.join(COMMANDS)}")
     try:
-        from drama.cli import commands
+        if name == "sweep":  # needs an extra of its own
+            from drama.cli.sweep import sweep as command
+        else:
+            from drama.cli import commands
 
-        sys.exit(getattr(commands, name)(rest))
+            command = getattr(commands, name)
+        sys.exit(command(rest))
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         if module in ("", "drama"):

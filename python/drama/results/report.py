@@ -25,6 +25,8 @@ APART = {"game", "seed", "steps", "device", "preset", "threads"} | {
     "world_model.sequence.kernels",
 }  # these do not make another setting; nor does `log`
 BOOTSTRAPS = 2000
+SWEEP = "sweep.json"
+"""The file of a sweep's folder that names its runs."""
 
 
 @dataclass(frozen=True)
@@ -159,13 +161,39 @@ def _read_evaluation(path: Path, config: Config) -> Evaluation:
     return found
 
 
+def runs_of(folder: Path) -> tuple[list[Path], list[str]]:
+    """The run folders that a sweep's folder holds, and the names of its runs that have not begun; else itself alone.
+
+    The runs are the folders in it; where it is the copy of an object store, the last checkpoints of Ray's trials.
+    """
+    path = folder / SWEEP
+    if not path.exists():
+        return [folder], []
+    try:
+        names = [str(name) for name in json.loads(path.read_text())["runs"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: damaged, or of no sweep") from error
+    found = {config.parent.name: config.parent for config in sorted(folder.glob("*/config.json"))}
+    for config in sorted(folder.glob("ray/*/checkpoint_*/config.json")):
+        found[config.parent.parent.name] = config.parent
+    order = {name: place for place, name in enumerate(names)}
+    runs = sorted(found, key=lambda name: (order.get(name, len(order)), name))
+    return [found[name] for name in runs], [name for name in names if name not in found]
+
+
 def make_report(folders: Sequence[Path]) -> Report:
-    """Read runs, group them and compute scores and intervals.
+    """Read runs, group them and compute scores and intervals. A sweep's folder stands for its runs.
 
     Raises:
         ValueError: for a run that cannot be read, or two runs of one setting, game and seed.
     """
-    runs = [read_run(folder) for folder in folders]
+    missing: dict[Path, list[str]] = {}
+    runs = []
+    for folder in folders:
+        found, missing[folder] = runs_of(folder)
+        runs += [read_run(run) for run in found]
+    if not runs:
+        raise ValueError(f"{', '.join(map(str, folders))}: no run has begun")
     _name_settings(runs)
     seen: dict[tuple[str, str, int], Path] = {}
     for run in runs:
@@ -175,6 +203,10 @@ def make_report(folders: Sequence[Path]) -> Report:
         seen[key] = run.folder
     runs.sort(key=lambda run: (run.config.game, run.setting, run.config.seed))
     report = Report(runs)
+    for folder, names in missing.items():
+        if names:
+            shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+            report.notes.append(f"{len(names)} runs of {folder} have not begun: {shown}.")
     for run in runs:
         if run.step < run.config.steps:
             report.notes.append(f"{run.folder} is not finished: step {run.step:,} of {run.config.steps:,}.")
