@@ -26,6 +26,11 @@ EXTRAS = {
     "matplotlib": "report",
     "rliable": "report",
     "pygame": "play",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "huggingface_hub": "hub",
+    "httpx": "hub",
 }  # what brings a missing module; `train` brings all others
 
 
