@@ -1,8 +1,9 @@
 """Gather the pages of the site into a folder: what is written in docs/, and what is made from the package itself.
 
-`python docs/gather.py [FOLDER]`; `make docs` builds the site from it. `--readme` brings the README's table up to date. Made here are the command line from its own help,
-the options from the config, the scores from results/ with the report's pictures, the list of benchmarks from their
-docstrings; and the figures of a page go to a page of their own under benchmarks/.
+`python docs/gather.py [FOLDER]`; `make docs` builds the site from it. `--readme` brings the README's table up to date.
+Made here are the command line from its own help, the options from the config, the scores from results/ with the
+report's pictures, the list of benchmarks from their docstrings; and the figures of a page go to a page of their own
+under benchmarks/.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from drama.cli import main as drama
 from drama.cli.main import COMMANDS
 from drama.config import PRESETS, Config, flat, option_docs, preset
 from drama.results.card import evaluations
+from drama.results.report import settings
 from drama.results.scores import published_scores
 
 ROOT = Path(__file__).parents[1]
@@ -185,11 +187,20 @@ def scores(folder: Path) -> str:
 def summary() -> str:
     """The table of the README: sampled evaluations under `standard` at the end of the runs in results/, by game."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted((ROOT / "results").glob("*/config.json")):
-        config = Config.load(path)
-        for score in evaluations(path.parent, config.steps):
+    configs = {path.parent: Config.load(path) for path in sorted((ROOT / "results").glob("*/config.json"))}
+    for run, config in configs.items():
+        # Only options in which these runs differ: those in which an older preset did are on the page of scores.
+        alike = [settings(other) for other in configs.values() if other.preset == config.preset]
+        base = settings(preset(config.preset))
+        options = [
+            f" `--{name.replace('_', '-')} {value}`"
+            for name, value in settings(config).items()
+            if value != base[name] and any(other[name] != value for other in alike)
+        ]
+        for score in evaluations(run, config.steps):
             if score["protocol"] == "standard" and not score["greedy"]:
-                found.setdefault(f"{config.game}, {config.preset}, {config.steps:,} steps", []).append(score)
+                name = f"{config.game}, {config.preset}{''.join(options)}, {config.steps:,} steps"
+                found.setdefault(name, []).append(score)
     lines = ["| | seeds | here | " + " | ".join(BESIDE) + " |", "| --- |" + " --- |" * (2 + len(BESIDE))]
     for name, rows in found.items():
         known = published_scores().get(rows[0]["game"], {})
@@ -226,8 +237,8 @@ def benchmarks() -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Each is a script in `benchmarks/`; `--help` shows its options. Figures stand beside the command that gave them:"
-        " of the [replay](replay.md), the [environments](envs.md), the [world model](world-model.md), and of"
+        "Each is a script in `benchmarks/`; `--help` shows its options. Figures stand beside the command that gave"
+        " them: of the [replay](replay.md), the [environments](envs.md), the [world model](world-model.md), and of"
         " [what is learned](../learning.md).",
     ]
     for path in sorted((ROOT / "benchmarks").glob("*.py")):

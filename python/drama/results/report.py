@@ -203,13 +203,13 @@ def _name_settings(runs: list[Run]) -> None:
     for run in runs:
         by_preset[run.config.preset].append(run)
     for preset, members in by_preset.items():
-        values = [_settings(run.config) for run in members]
+        values = [settings(run.config) for run in members]
         differing = [name for name in values[0] if len({repr(v[name]) for v in values}) > 1]
         for run, value in zip(members, values, strict=True):
             run.setting = ", ".join([preset, *(f"{name} = {value[name]}" for name in differing)])
 
 
-def _settings(config: Config) -> dict[str, Any]:
+def settings(config: Config) -> dict[str, Any]:
     """What decides a result, by name."""
     return {name: v for name, v in flat(config).items() if name not in APART and not name.startswith("log.")}
 
