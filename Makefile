@@ -82,7 +82,7 @@ bench: $(VENV)/.built
 docs: $(VENV)/.dev
 	@$(PIP) --group docs --constraint requirements.lock
 	$(BIN)/python docs/gather.py
-	$(BIN)/zensical build --strict
+	$(BIN)/zensical build --strict --clean
 
 wheel: $(VENV)/.created
 	$(BIN)/maturin build --release --out dist
