@@ -83,6 +83,7 @@ docs: $(VENV)/.dev
 	@$(PIP) --group docs --constraint requirements.lock
 	$(BIN)/python docs/gather.py
 	$(BIN)/zensical build --strict --clean
+	$(BIN)/python docs/links.py
 
 wheel: $(VENV)/.created
 	$(BIN)/maturin build --release --out dist
