@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from drama.config import flat
+
 if TYPE_CHECKING:
     from drama.training.trainer import Trainer
 
@@ -131,7 +133,7 @@ class MLflow(Callback):
         if self._uri is not None:
             mlflow.set_tracking_uri(self._uri)
         mlflow.start_run(**{"run_name": trainer.run.name} | self._options)
-        mlflow.log_params(_flat(trainer.config))
+        mlflow.log_params(flat(trainer.config))
         self._mlflow = mlflow
 
     def on_episode(self, trainer: Trainer, episode: Mapping[str, float]) -> None:
@@ -143,16 +145,3 @@ class MLflow(Callback):
     def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
         del trainer
         self._mlflow.end_run("FAILED" if error else "FINISHED")
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    import dataclasses
-
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            found |= _flat(value, f"{prefix}{field.name}.")
-        else:
-            found[f"{prefix}{field.name}"] = value
-    return found
