@@ -9,7 +9,7 @@ REFERENCE := mamba-ssm==2.3.2.post1 einops==0.8.2
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
-.PHONY: help demo test test-rust test-signals test-python test-slow lint format bench build wheel clean
+.PHONY: help demo test test-rust test-signals test-python test-slow lint format bench docs build wheel clean
 
 help:
 	@echo "make demo    set up, train on Pong for a few minutes, evaluate, dream"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint    ruff, mypy, stubtest, cargo fmt, clippy"
 	@echo "make format  format Python and Rust"
 	@echo "make bench   the benchmarks"
+	@echo "make docs    the pages as a site in target/site"
 	@echo "make wheel   an abi3 wheel in dist/"
 
 # Each stamp is a step of the set-up; it runs again when what it depends on has changed.
@@ -81,6 +82,12 @@ bench: $(VENV)/.built
 	$(BIN)/python benchmarks/replay.py
 	$(BIN)/python benchmarks/replay_compression.py
 	$(BIN)/python benchmarks/envs.py
+
+docs: $(VENV)/.dev
+	@$(PIP) --group docs --constraint requirements.lock
+	$(BIN)/python docs/gather.py
+	$(BIN)/zensical build --strict --clean
+	$(BIN)/python docs/links.py
 
 wheel: $(VENV)/.created
 	$(BIN)/maturin build --release --out dist

@@ -153,7 +153,7 @@ def test_an_export_is_the_agent(run: drama.Run, tmp_path: Path) -> None:
     from drama.results.export import export_run
 
     out = export_run(run.path, tmp_path / "out")
-    assert {path.name for path in out.iterdir()} >= {"config.json", "interface.json", "weights.safetensors"}
+    assert {path.name for path in out.iterdir()} >= {"config.json", "interface.json", "model.safetensors"}
     there, here = drama.load(out, device="cpu"), drama.load(run.path, device="cpu")
     assert there.step == here.step == 100
     for network in ("world_model", "agent"):
@@ -177,7 +177,7 @@ def test_damaged_weights_are_refused(run: drama.Run, tmp_path: Path, damage: Any
     from drama.results.export import export_run
 
     out = export_run(run.path, tmp_path / "out")
-    path = out / "weights.safetensors"
+    path = out / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=said):
         drama.load(out, device="cpu")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,18 +51,6 @@ def test_a_loop_of_ones_own_learns() -> None:
     said = run("examples/own_loop.py", "--steps", "500", "--preset", "debug")
     assert "an episode of" in said
     assert "step 500: world_model/loss" in said
-
-
-def blocks(page: str) -> list[str]:
-    """The Python code of a page."""
-    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-
-
-@pytest.mark.parametrize("block", blocks("docs/your-environment.md"))
-def test_what_the_page_on_environments_shows_runs(block: str, tmp_path: Path) -> None:
-    code = "import torch; torch.set_num_threads(1)\n" + block
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0, done.stderr
 
 
 @needs("torch", "gymnasium", "PIL", "stable_baselines3")

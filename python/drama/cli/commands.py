@@ -29,7 +29,8 @@ from drama.envs import game_names, known_game, make_env, read_interface
 from drama.results.cost import milliseconds, multiply_adds
 from drama.results.dream import dream_run
 from drama.results.evaluation import check_loadable, evaluate_run
-from drama.results.export import export_run
+from drama.results.export import Format, export_run
+from drama.results.hub import local
 from drama.results.play import Dream, Window, frames_per_second, play_agent, play_dream, watch
 from drama.runtime.device import resolve_device, resolve_precision
 from drama.training.collector import make_replay
@@ -136,7 +137,7 @@ class EvalArgs:
     """Play episodes with a checkpoint of a run; writes evaluation-….json, named by all settings, into its folder."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of the run."""
+    """Folder of the run, or of an export; or hf://owner/name on the Hugging Face hub (extra `hub`)."""
     episodes: int = 100
     """Number of episodes."""
     protocol: Literal["standard", "paper"] | None = None
@@ -160,11 +161,15 @@ class ExportArgs:
     """Write a trained agent into a small folder that eval, dream, play, report and `drama.load` take like a run."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of the run."""
+    """Folder of the run, or of an export; or hf://owner/name on the Hugging Face hub (extra `hub`)."""
     out: Path
     """The folder to write, or the run's own."""
     checkpoint: int | None = None
     """Step of the checkpoint; by default the last."""
+    format: Format = "safetensors"
+    """`onnx` also writes a step of acting and one of dreaming as ONNX, and times them beside PyTorch (extra `onnx`)."""
+    licence: str = "MIT"
+    """Of the weights, for the card: an SPDX identifier."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ class DreamArgs:
     """Write a video: real frames above, the world model's reconstruction, its open-loop dream below."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of the run."""
+    """Folder of the run, or of an export; or hf://owner/name on the Hugging Face hub (extra `hub`)."""
     out: Path | None = None
     """The file to write, .gif, .mp4 or .png (eight moments); by default dream.gif in the run's folder."""
     steps: int = 64
@@ -194,7 +199,7 @@ class ReportArgs:
     """Write a page with the curves, scores, losses and dreams of runs, beside published scores."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of runs or sweeps; runs of one game and config are seeds of one curve."""
+    """Folders of runs or sweeps (or hf://owner/name); runs of one game and config are seeds of one curve."""
     out: Path = Path("report")
     """Folder for index.html, its pictures, scores.csv and report.json."""
 
@@ -204,7 +209,7 @@ class PlayArgs:
     """Watch the agent of a run in a window or record it; with --dream, play inside its world model yourself."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of the run."""
+    """Folder of the run, or of an export; or hf://owner/name on the Hugging Face hub (extra `hub`)."""
     dream: tyro.conf.FlagCreatePairsOff[bool] = False
     """Play in the world model: arrows and space act, R starts again, P pauses, Esc or Q quits."""
     out: Path | None = None
@@ -302,7 +307,7 @@ def eval(args: Sequence[str]) -> int:
     parsed = _parse(EvalArgs, args, "eval")
     with _counting("evaluating", parsed.episodes) as told:
         result = evaluate_run(
-            parsed.run,
+            local(parsed.run),
             episodes=parsed.episodes,
             protocol=parsed.protocol,
             greedy=parsed.greedy,
@@ -322,13 +327,15 @@ def eval(args: Sequence[str]) -> int:
 def export(args: Sequence[str]) -> int:
     """`drama export`."""
     parsed = _parse(ExportArgs, args, "export")
-    print(f"exported: {export_run(parsed.run, parsed.out, step=parsed.checkpoint)}")
+    options: dict[str, Any] = {"format": parsed.format, "licence": parsed.licence, "told": print}
+    print(f"exported: {export_run(local(parsed.run), parsed.out, step=parsed.checkpoint, **options)}")
     return 0
 
 
 def dream(args: Sequence[str]) -> int:
     """`drama dream`."""
-    _write_dream(_parse(DreamArgs, args, "dream"))
+    parsed = _parse(DreamArgs, args, "dream")
+    _write_dream(dataclasses.replace(parsed, run=local(parsed.run)))
     return 0
 
 
@@ -337,13 +344,14 @@ def report(args: Sequence[str]) -> int:
     parsed = _parse(ReportArgs, args, "report")
     if not parsed.runs:
         raise ValueError("runs: name at least one run folder")
-    for run in parsed.runs:
+    runs = [local(run) for run in parsed.runs]
+    for run in runs:
         if not run.is_dir():
             raise ValueError(f"{run}: no such run folder")
     from drama.results.page import write_report
     from drama.results.report import make_report  # these need the extra `report`
 
-    content = make_report(parsed.runs)
+    content = make_report(runs)
     page = write_report(content, parsed.out)
     for note in content.notes:
         print(f"note: {note}")
@@ -354,6 +362,7 @@ def report(args: Sequence[str]) -> int:
 def play(args: Sequence[str]) -> int:
     """`drama play`."""
     parsed = _parse(PlayArgs, args, "play")
+    parsed = dataclasses.replace(parsed, run=local(parsed.run))
     if parsed.dream and parsed.out:
         raise ValueError("out: a dream is played by a person; `drama dream` writes a video of one without")
     if parsed.out and parsed.out.suffix not in (".gif", ".mp4"):

@@ -29,6 +29,11 @@ EXTRAS = {
     "pygame": "play",
     "ray": "sweep",
     "optuna": "sweep",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "huggingface_hub": "hub",
+    "httpx": "hub",
 }  # what brings a missing module; `train` brings all others
 
 

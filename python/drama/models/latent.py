@@ -23,10 +23,14 @@ def sample(log_probs: Tensor) -> Tensor:
     log_probs = log_probs.detach()
     if log_probs.is_cuda:  # a race of exponential clocks: sums along a short axis are slow there
         index = (log_probs - torch.empty_like(log_probs).exponential_().log_()).argmax(-1, keepdim=True)
-    else:  # the inverse of the cumulative distribution: a random number per variable, not per class
-        cumulative = log_probs.exp().cumsum(-1)
-        total = cumulative[..., -1:]
-        index = (cumulative <= torch.rand_like(total) * total).sum(-1, keepdim=True)
+        return torch.zeros_like(log_probs).scatter_(-1, index, 1.0)
+    return sample_from(log_probs, torch.rand_like(log_probs[..., 0]))
+
+
+def sample_from(log_probs: Tensor, uniform: Tensor) -> Tensor:
+    """The one-hot sample that numbers `uniform[..., variables]` from [0, 1) choose, one for each variable."""
+    cumulative = log_probs.exp().cumsum(-1)  # its inverse: a random number per variable, not per class
+    index = (cumulative <= uniform[..., None] * cumulative[..., -1:]).sum(-1, keepdim=True)
     return torch.zeros_like(log_probs).scatter_(-1, index, 1.0)
 
 

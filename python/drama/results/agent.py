@@ -14,6 +14,7 @@ from drama.config import Config
 from drama.envs import Adapted, MakeEnv, give, make_env, runs_code
 from drama.interface import Image, Interface
 from drama.results.evaluation import load_learner
+from drama.results.hub import local
 from drama.runtime.device import random_from
 from drama.training.weights import is_export
 
@@ -154,7 +155,7 @@ def load(
     """Load the agent of a run, or of an exported folder.
 
     Args:
-        run: the folder.
+        run: the folder, or `hf://owner/name` of an export on the Hugging Face hub (extra `hub`).
         checkpoint: step of the checkpoint; None is the last.
         device: `auto`, `cpu` or `cuda`.
         greedy: the most probable actions instead of samples.
@@ -165,7 +166,4 @@ def load(
     Raises:
         ValueError: nothing can be read there.
     """
-    path = Path(run)
-    if not path.is_dir():
-        raise ValueError(f"{path}: no such run folder")
-    return Agent(path, checkpoint=checkpoint, device=device, greedy=greedy, seed=seed, env=env)
+    return Agent(local(run), checkpoint=checkpoint, device=device, greedy=greedy, seed=seed, env=env)

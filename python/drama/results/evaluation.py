@@ -21,7 +21,7 @@ from drama.results.scores import human_normalised, random_and_human
 from drama.runtime.device import random_from, resolve_device
 from drama.training import checkpoint
 from drama.training.learner import Learner
-from drama.training.weights import WEIGHTS, is_export, load_weights
+from drama.training.weights import WEIGHTS, check_contents, is_export, load_weights
 
 
 def load_learner(
@@ -33,7 +33,10 @@ def load_learner(
     environment would import what its config names, without `trust`.
     """
     where = resolve_device(device)
+    check_loadable(run)
     exported = step is None and is_export(run)
+    if exported:
+        check_contents(run)
     folder = run if exported else checkpoint.latest(run) if step is None else checkpoint.at_step(run, step)
     config = Config.load(run / "config.json")
     if exported and not trust and runs_code(config.game, config.env):
@@ -61,8 +64,10 @@ def load_learner(
 
 def check_loadable(run: Path) -> None:
     """Raise ValueError where there is neither a checkpoint nor an export."""
-    if not (run / WEIGHTS).exists():
-        checkpoint.latest(run)
+    if not run.is_dir():
+        raise ValueError(f"{run}: no such run folder")
+    if not (run / WEIGHTS).exists() and not checkpoint.list_checkpoints(run):
+        raise ValueError(f"{run}: holds neither a checkpoint nor the {WEIGHTS} of an export")
 
 
 def scored(config: Config) -> Config:

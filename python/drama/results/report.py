@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drama.config import Config
+from drama.config import Config, flat
 from drama.results.scores import human_normalised, published_scores
 
 Curve = NDArray[np.float64]  # [N, 2]: step, value
@@ -235,22 +235,15 @@ def _name_settings(runs: list[Run]) -> None:
     for run in runs:
         by_preset[run.config.preset].append(run)
     for preset, members in by_preset.items():
-        values = [_flat(run.config) for run in members]
+        values = [settings(run.config) for run in members]
         differing = [name for name in values[0] if len({repr(v[name]) for v in values}) > 1]
         for run, value in zip(members, values, strict=True):
             run.setting = ", ".join([preset, *(f"{name} = {value[name]}" for name in differing)])
 
 
-def _flat(config: Config) -> dict[str, Any]:
-    def walk(values: dict[str, Any], where: str) -> Iterable[tuple[str, Any]]:
-        for name, value in values.items():
-            if isinstance(value, dict):
-                yield from walk(value, f"{where}{name}.")
-            else:
-                yield f"{where}{name}", value
-
-    all_values = dict(walk(dataclasses.asdict(config), ""))
-    return {name: v for name, v in all_values.items() if name not in APART and not name.startswith("log.")}
+def settings(config: Config) -> dict[str, Any]:
+    """What decides a result, by name."""
+    return {name: v for name, v in flat(config).items() if name not in APART and not name.startswith("log.")}
 
 
 def _rows(runs: list[Run], kind: str) -> list[Row]:

@@ -13,8 +13,10 @@ from torch import Tensor
 from drama.training import checkpoint
 from drama.training.learner import Learner
 
-WEIGHTS = "weights.safetensors"
+WEIGHTS = "model.safetensors"
 VERSION = "1"
+DATA = {".json", ".jsonl", ".md", ".txt", ".csv", ".html", ".png", ".svg", ".jpg", ".gif", ".mp4", ".onnx"}
+"""What may lie beside the weights: nothing that anybody would run, and no other weights."""
 
 
 def is_export(run: Path) -> bool:
@@ -22,8 +24,18 @@ def is_export(run: Path) -> bool:
     return (run / WEIGHTS).exists() and not checkpoint.list_checkpoints(run)
 
 
+def check_contents(folder: Path) -> None:
+    """Raise ValueError if a file is no part of an export: such a folder is passed on, and holds data alone."""
+    for path in sorted(folder.iterdir()):
+        plain = path.name in (WEIGHTS, "LICENSE") or path.name.startswith(".") or path.is_dir()
+        if not plain and path.suffix.lower() not in DATA:
+            raise ValueError(
+                f"{path}: no part of an export, which holds {WEIGHTS}, JSON, text and pictures; remove this file"
+            )
+
+
 def save_weights(folder: Path, learner: Learner, step: int) -> Path:
-    """Write the networks of `learner` to `weights.safetensors` in `folder`, without what training alone needs.
+    """Write the networks of `learner` to `model.safetensors` in `folder`, without what training alone needs.
 
     Parameters are in half precision, statistics in full.
     """
@@ -51,8 +63,9 @@ def load_weights(folder: Path, learner: Learner) -> int:
         step = int(metadata.get("step", "0"))
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: damaged, or no safetensors file ({error})") from error
-    if metadata.get("format") != VERSION:
-        raise ValueError(f"{path}: format {metadata.get('format')}, this package reads format {VERSION}")
+    if (found := metadata.get("format")) != VERSION:
+        newer = "; a newer version of drama wrote it" if (found or "").isdecimal() else ""
+        raise ValueError(f"{path}: format {found}, this package reads format {VERSION}{newer}")
     for name, network in (("world_model", learner.world_model), ("agent", learner.agent)):
         state: dict[str, Any] = {
             key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")
