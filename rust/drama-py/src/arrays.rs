@@ -1,7 +1,10 @@
 //! NumPy arrays as bytes, and the checks on the way.
 
 use drama_core::{DType, Field};
-use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods, npyffi::flags::NPY_ARRAY_WRITEABLE};
+use numpy::{
+    PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods,
+    npyffi::{_PyArray_GET_ITEM_DATA, NPY_ARRAY_WRITEABLE},
+};
 use pyo3::{
     exceptions::{PyTypeError, PyValueError},
     intern,
@@ -142,7 +145,13 @@ pub(crate) fn bytes<'a>(array: &'a Bound<'_, PyUntypedArray>) -> &'a [u8] {
     }
     // SAFETY: `array` is C-contiguous, so its data spans this many bytes, and is kept alive by the borrow. As for
     // every NumPy function, a thread that writes to it meanwhile gets mixed data, which is plain bytes here.
-    unsafe { std::slice::from_raw_parts((*array.as_array_ptr()).fields.data.cast::<u8>(), nbytes(array)) }
+    unsafe { std::slice::from_raw_parts(data(array), nbytes(array)) }
+}
+
+/// Where the data of an array begins.
+fn data(array: &Bound<'_, PyUntypedArray>) -> *mut u8 {
+    // SAFETY: the array is alive.
+    unsafe { (*_PyArray_GET_ITEM_DATA(array.as_array_ptr())).data.cast() }
 }
 
 /// Arrays that a batch is gathered into, `[leading..., ...]` for each field. No two share memory.
@@ -180,7 +189,7 @@ impl<'py> Outputs<'py> {
             };
             let array = column(field, &given, &mut sides)?;
             // SAFETY: the array is alive.
-            if unsafe { (*array.as_array_ptr()).fields.flags } & NPY_ARRAY_WRITEABLE == 0 {
+            if unsafe { (*_PyArray_GET_ITEM_DATA(array.as_array_ptr())).flags } & NPY_ARRAY_WRITEABLE == 0 {
                 return Err(PyValueError::new_err(format!("field {:?}: the array is read-only", field.name())));
             }
             Ok((name, array))
@@ -202,7 +211,7 @@ impl<'py> Outputs<'py> {
             }
             // SAFETY: `new` saw to it that the arrays are contiguous, writable and apart, any byte is a valid `u8`,
             // and the borrow of `self` keeps them alive. A thread that uses an array given as `out` gets mixed data.
-            unsafe { std::slice::from_raw_parts_mut((*array.as_array_ptr()).fields.data.cast::<u8>(), nbytes(array)) }
+            unsafe { std::slice::from_raw_parts_mut(data(array), nbytes(array)) }
         };
         self.0.iter().map(slice).collect()
     }
