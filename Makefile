@@ -11,7 +11,7 @@ REFERENCE := mamba-ssm==2.3.2.post1 einops==0.8.2
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
-.PHONY: help demo test test-rust test-python test-slow lint format bench build wheel clean
+.PHONY: help demo test test-rust test-python test-slow lint format bench build wheel release-check clean
 
 help:
 	@echo "make demo    set up, train on Pong for a few minutes, evaluate, dream"
@@ -20,6 +20,7 @@ help:
 	@echo "make format  format Python and Rust"
 	@echo "make bench   the benchmarks"
 	@echo "make wheel   an abi3 wheel in dist/"
+	@echo "make release-check  sources and wheel built, installed on every Python here and tested (RELEASE.md)"
 
 # Each stamp is a step of the set-up; it runs again when what it depends on has changed.
 $(VENV)/.created:
@@ -82,6 +83,10 @@ bench: $(VENV)/.built
 
 wheel: $(VENV)/.created
 	$(BIN)/maturin build --release --out dist
+
+release-check: $(VENV)/.created
+	@$(PIP) --group release
+	$(BIN)/python scripts/release.py --dist target/release-check
 
 clean:
 	rm -rf $(VENV) target dist
