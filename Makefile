@@ -4,12 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 DEMO_STEPS ?= 5000
+# Where PyTorch without CUDA is, for machines without a GPU; empty: take what PyPI has.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # What tests compare the sequence models with: without its CUDA code, and apart, as transformers would try to use it.
 REFERENCE := mamba-ssm==2.3.2.post1 einops==0.8.2
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
-.PHONY: help demo test test-rust test-signals test-python test-slow lint format bench docs build wheel clean
+.PHONY: help demo test test-rust test-signals test-python test-slow lint format bench docs build wheel release-check clean
 
 help:
 	@echo "make demo    set up, train on Pong for a few minutes, evaluate, dream"
@@ -19,20 +21,20 @@ help:
 	@echo "make bench   the benchmarks"
 	@echo "make docs    the pages as a site in target/site"
 	@echo "make wheel   an abi3 wheel in dist/"
+	@echo "make release-check  sources and wheel built, installed on every Python here and tested (RELEASE.md)"
 
 # Each stamp is a step of the set-up; it runs again when what it depends on has changed.
 $(VENV)/.created:
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed") if sys.version_info < (3, 10) else None'
+	@$(PYTHON) scripts/check_tools.py
 	@echo "making the virtual environment $(VENV)"
 	@$(PYTHON) -m venv $(VENV) || { echo "on Debian, apt-get install python3-venv brings what is missing"; exit 1; }
 	@$(PIP) --upgrade 'pip>=25.1' 'maturin>=1.8,<2'
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.created pyproject.toml requirements.lock $(RUST_SOURCES)
-	@cargo --version 2>/dev/null | $(PYTHON) -c 'import re, sys; found = re.match(r"cargo (\d+)\.(\d+)", sys.stdin.read()); \
-		sys.exit(None if found and tuple(map(int, found.groups())) >= (1, 88) else \
-		"Rust 1.88 or newer is needed (found: %s): https://rustup.rs brings it" % (found[0] if found else "none"))'
-	@echo "building the extension in release mode, installing what training needs (torch is large)"
+	@$(PYTHON) scripts/check_tools.py
+	@TORCH_INDEX="$(TORCH_INDEX)" $(BIN)/python scripts/cpu_torch.py
+	@echo "building the extension in release mode, installing what training needs"
 	@$(PIP) --editable '.[train]' --constraint requirements.lock
 	@touch $@
 
@@ -52,6 +54,7 @@ demo: $(VENV)/.built
 test: test-rust test-python
 
 test-rust:
+	@$(PYTHON) scripts/check_tools.py
 	cargo test --release --quiet
 
 # Every order in which processes can signal each other, which takes a build of its own.
@@ -91,6 +94,10 @@ docs: $(VENV)/.dev
 
 wheel: $(VENV)/.created
 	$(BIN)/maturin build --release --out dist
+
+release-check: $(VENV)/.created
+	@$(PIP) --group release
+	$(BIN)/python scripts/release.py --dist target/release-check
 
 clean:
 	rm -rf $(VENV) target dist

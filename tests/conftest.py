@@ -11,7 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
+
+try:
+    import torch
+except ImportError:  # the tests of the replay run where NumPy alone is installed
+    torch = None  # type: ignore[assignment]
 
 from drama.config import Config, preset
 
@@ -20,7 +24,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tiny networks gain nothing from a second thread, and on a busy machine it would make them crawl.
-torch.set_num_threads(1)
+if torch is not None:
+    torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 

@@ -13,10 +13,11 @@ import pytest
 import drama
 
 PACKAGE = Path(drama.__file__).parent
-BASE = {"config", "files", "interface"}
+BASE = {"config", "files", "hints", "interface"}
 BELOW: dict[str, set[str]] = {
     "config": set(),
     "files": set(),
+    "hints": set(),
     "interface": set(),
     "replay": set(),
     "envs": BASE,

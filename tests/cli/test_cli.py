@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from drama import __version__
 from drama.cli import main
 from drama.config import PRESETS, Config, EnvConfig, LatentConfig, preset
 from drama.training.learner import Learner
@@ -142,7 +143,8 @@ def test_a_missing_extra_names_the_pip_command(module: str, extra: str) -> None:
     code = f"import sys; sys.modules[{module!r}] = None; from drama.cli import main; main(['info', 'Pong'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert done.stderr == f"drama: error: {module} is not installed; `pip install 'drama-rl[{extra}]'` brings it\n"
+    brings = f"{sys.executable} -m pip install 'drama-rl[{extra}]'"  # in a clone too: the package is there already
+    assert done.stderr == f"drama: error: {module} is not installed; `{brings}` brings it\n"
 
 
 def test_replay_needs_numpy_only() -> None:
@@ -202,6 +204,61 @@ def test_help_and_games(drama: Run) -> None:
     assert "--train.num-envs" in whole
     assert "--train.batch-size" in whole
     assert {"Pong", "Breakout", "Catch"} <= set(drama("games")[1].split())
+
+
+@pytest.mark.parametrize("words", [["help"], ["--help"], ["-h"], []])
+def test_help_lists_the_commands(drama: Run, words: list[str]) -> None:
+    code, out, err = drama(*words)
+    assert (code, err) == (0, "")
+    assert out.startswith("usage: drama COMMAND")
+
+
+def test_help_of_a_command_and_version(drama: Run) -> None:
+    assert drama("help", "train") == drama("train", "--help")
+    assert drama("version") == drama("--version") == (0, f"{__version__}\n", "")
+    code, _, err = drama("help", "trian")
+    assert code == 2
+    assert "'trian' (did you mean train?)" in err
+
+
+@pytest.mark.parametrize("words", [["games"], ["version"]])
+def test_a_reader_that_goes_and_a_full_disk_leave_no_traceback(words: list[str]) -> None:
+    """Nobody may read the pipe any more, and short output is written only as Python ends."""
+    command = [sys.executable, "-c", "from drama.cli import main; main()", *words]
+    read, write = os.pipe()
+    os.close(read)
+    gone = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(write)
+    assert (gone.returncode, gone.stderr) == (0, "")
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+        assert done.returncode == 2
+        assert done.stderr.startswith("drama: error: [Errno 28]")
+        assert done.stderr.count("\n") == 1
+
+
+def test_the_last_lines_of_a_training_can_be_pasted(
+    drama: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a shell that knows nothing of the environment, from a folder with a space in its name."""
+    folder = tmp_path / "my runs"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    _, out, _ = drama("train", "Catch", *DEBUG, "--run", "a run", "--log.eval-episodes", "0")
+    lines = out.partition("results: ")[2].splitlines()[1:]
+    assert len(lines) == 4
+    for line in lines:
+        assert "'a run'" in line
+        program = line.split()[0]
+        env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(sys.path)}
+        shell = ["sh", "-c", f"command -v {program}"]
+        found = subprocess.run(shell, env=env, capture_output=True, text=True, check=False).stdout.strip()
+        assert Path(found) == Path(sys.executable).parent / Path(program).name
+    evaluate = next(line for line in lines if " eval " in line).replace("  #", " --episodes 1 --device cpu  #")
+    done = subprocess.run(["sh", "-c", evaluate], env=env, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Catch after" in done.stdout
 
 
 def test_eval_and_dream_of_a_finished_run(drama: Run, pong_run: Path, tmp_path: Path) -> None:

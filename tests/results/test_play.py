@@ -40,7 +40,7 @@ class Watched(Window):
         self.lines = lines
         super().show(picture, lines)
 
-with Watched("test") as window:
+with Watched("test", "or else") as window:
     print(pygame.display.get_driver())
     play_dream(dream, window, 1000.0)
 """
@@ -154,3 +154,24 @@ def test_bad_options_give_one_line(
     assert stop.value.code == 2
     assert err.count("\n") == 1
     assert said in err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [(["--dream"], "drama dream {run}` writes a video of a dream instead"), ([], "--out FILE.mp4")]
+)
+def test_without_a_display_it_is_said_what_can_be_done_instead(
+    pong_run: Path, options: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--out`, which records an agent, is refused beside `--dream`, so that is not what a dream points to."""
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    if sys.platform != "linux":
+        pytest.skip("there is a display without these variables")
+    with pytest.raises(SystemExit) as stop:
+        main(["play", str(pong_run), "--device", "cpu", *options])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert err.count("\n") == 1
+    assert "no window can be opened" in err
+    assert said.format(run=pong_run) in err
+    assert not options or "--out" not in err

@@ -20,6 +20,7 @@ from test_training import metrics
 
 from drama.cli import main
 from drama.config import Config
+from drama.hints import command as hinted
 from drama.replay import ReplayBuffer
 from drama.training import checkpoint
 from drama.training.trainer import Trainer
@@ -178,7 +179,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_a_whole_checkpoint(small_di
     assert stopped.stderr.startswith("drama: error: ")
     assert "No space left on device" in stopped.stderr
     step = int(checkpoint.latest(run).name.removeprefix("step-"))
-    assert f"`drama train --resume {run}` goes on from step {step}" in stopped.stderr
+    assert f"`{hinted('train', '--resume', run)}` goes on from step {step}" in stopped.stderr
     assert not list((run / "checkpoints").glob(".tmp-*"))
     filler.unlink()
     assert Trainer.resume(run).train()
@@ -193,7 +194,7 @@ def test_files_that_may_not_grow_stop_the_run_with_one_line(tmp_path: Path) -> N
     assert stopped.returncode == 2, stopped.stderr
     assert "File too large" in stopped.stderr
     assert stopped.stderr.count("\n") == 1, stopped.stderr
-    assert f"`drama train --resume {run}` goes on from" in stopped.stderr
+    assert f"`{hinted('train', '--resume', run)}` goes on from" in stopped.stderr
     assert Trainer.resume(run).train()
 
 
@@ -230,4 +231,4 @@ def test_a_termination_signal_saves_and_tells_how_to_go_on(tmp_path: Path) -> No
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     step = int(checkpoint.latest(run).name.removeprefix("step-"))
-    assert f"stopped at step {step}; `drama train --resume {run}` goes on" in out
+    assert f"stopped at step {step}; `{hinted('train', '--resume', run)}` goes on" in out

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import platform
+import shlex
 import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ import tyro
 from rich import progress
 from rich.console import Console
 
-from drama import __version__
+from drama import __version__, hints
 from drama.api import choose_preset, default_run, preset_for
 from drama.config import PRESETS, Config, option_docs, preset
 from drama.envs import game_names, known_game, make_env, read_interface
@@ -266,20 +267,21 @@ def train(args: Sequence[str]) -> int:
     threading.excepthook = lambda failure: None if failure.exc_type is OSError else threading.__excepthook__(failure)
     finished = trainer.train()
     if not finished:
-        print(f"stopped at step {trainer.step}; `drama train --resume {run}` goes on")
+        print(f"stopped at step {trainer.step}; `{hints.command('train', '--resume', run)}` goes on")
         return 130
     if config.log.eval_episodes:
         with _counting("evaluating", config.log.eval_episodes) as told:
             result = evaluate_run(run, episodes=config.log.eval_episodes, device=config.device, told=told)
         _print_evaluation(result)
     _write_dream(DreamArgs(run, device=config.device))
-    print(
-        f"results: {run}/\n"
-        f"  drama eval {run}             more episodes\n"
-        f"  drama dream {run}            another dream, see --help\n"
-        f"  drama train --resume {run} --steps {2 * config.steps}   train on\n"
-        f"  tensorboard --logdir {run}   curves and dreams"
-    )
+    further = {
+        hints.command("eval", run): "more episodes",
+        hints.command("dream", run): "another dream, see --help",
+        hints.command("train", "--resume", run, "--steps", 2 * config.steps): "train on",
+        f"{hints.program('tensorboard')} --logdir {shlex.quote(str(run))}": "curves and dreams",
+    }
+    width = max(map(len, further))
+    print("\n".join([f"results: {run}/", *(f"  {line:{width}}  # {what}" for line, what in further.items())]))
     return 0
 
 
@@ -342,9 +344,10 @@ def dream(args: Sequence[str]) -> int:
 def report(args: Sequence[str]) -> int:
     """`drama report`."""
     parsed = _parse(ReportArgs, args, "report")
-    if not parsed.runs:
+    runs = [run for run in parsed.runs if not run.is_file()]  # `results/*` names what lies beside the runs too
+    if not runs:
         raise ValueError("runs: name at least one run folder")
-    runs = [local(run) for run in parsed.runs]
+    runs = [local(run) for run in runs]
     for run in runs:
         if not run.is_dir():
             raise ValueError(f"{run}: no such run folder")
@@ -352,6 +355,7 @@ def report(args: Sequence[str]) -> int:
     from drama.results.report import make_report  # these need the extra `report`
 
     content = make_report(runs)
+    content.notes += [f"{path} is a file, no run: left out." for path in parsed.runs if path.is_file()]
     page = write_report(content, parsed.out)
     for note in content.notes:
         print(f"note: {note}")
@@ -376,7 +380,8 @@ def play(args: Sequence[str]) -> int:
     fps = frames_per_second(Config.load(parsed.run / "config.json"), parsed.speed)
     if parsed.dream:
         world = Dream(parsed.run, seed=parsed.seed, device=parsed.device, trust=parsed.trust)
-        with Window(f"{world.config.game}, dreamt") as window:
+        instead = f"`{hints.command('dream', parsed.run)}` writes a video of a dream instead"
+        with Window(f"{world.config.game}, dreamt", instead) as window:
             play_dream(world, window, fps)
         print(f"score {world.score:.1f} after {world.steps} dreamt steps")
         return 0
@@ -389,7 +394,7 @@ def play(args: Sequence[str]) -> int:
         trust=parsed.trust,
     )
     if parsed.out is None:
-        with Window(str(parsed.run)) as window:
+        with Window(str(parsed.run), "`--out FILE.mp4` records instead") as window:
             play_agent(steps, window, fps)
         return 0
     scores: dict[int, float] = {}

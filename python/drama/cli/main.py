@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from drama import __version__
 from drama.config import PRESETS, did_you_mean
+from drama.hints import install
 
 COMMANDS = {
     "train": "train an agent in an Atari game or any Gymnasium environment, or go on with a run",
@@ -40,36 +41,28 @@ EXTRAS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 when done, 2 on bad input, 130 when interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if not args or args[0] in ("-h", "--help", "help"):
-        print(_help())
-        return
-    if args[0] in ("--version", "version"):
-        print(__version__)
-        return
+    if args[:1] == ["help"]:  # `drama help train` is `drama train --help`
+        args = [*args[1:2], "--help"]
     # Threads without work must sleep: in the loop in which they wait by default they take the cores of whatever runs
     # beside, and two runs on one machine stand almost still. OpenMP reads this when torch is loaded.
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "passive"
     if os.getcwd() not in sys.path:  # for package.module:function beside the runs
         sys.path.append(os.getcwd())
-    name, *rest = args
-    if name not in COMMANDS:
-        _fail(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; there are {', '.join(COMMANDS)}")
     try:
-        if name == "sweep":  # needs an extra of its own
-            from drama.cli.sweep import sweep as command
-        else:
-            from drama.cli import commands
-
-            command = getattr(commands, name)
-        sys.exit(command(rest))
+        try:
+            code = _run(args)
+        except SystemExit as stop:  # the parser has shown its help
+            code = stop.code
+        sys.stdout.flush()  # else a reader that has gone, or a full disk, shows only as Python ends
+        sys.exit(code)
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         if module in ("", "drama"):
             raise
-        _fail(f"{module} is not installed; `pip install 'drama-rl[{EXTRAS.get(module, 'train')}]'` brings it")
+        _fail(f"{module} is not installed; `{install(EXTRAS.get(module, 'train'))}` brings it")
     except BrokenPipeError:  # whoever read the output has gone: that is no mistake
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(0)
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
@@ -86,6 +79,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("drama: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _run(args: Sequence[str]) -> int | str | None:
+    """Run one command; gives the exit code."""
+    if not args or args[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if args[0] in ("-V", "--version", "version"):
+        print(__version__)
+        return 0
+    name, *rest = args
+    if name not in COMMANDS:
+        raise ValueError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; there are {', '.join(COMMANDS)}")
+    if name == "sweep":  # needs an extra of its own
+        from drama.cli.sweep import sweep as command
+    else:
+        from drama.cli import commands
+
+        command = getattr(commands, name)
+    code: int = command(rest)
+    return code
+
+
+def _drop_output() -> None:
+    """Throw away what cannot be written: Python would try it once more as it ends, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _help() -> str:
@@ -106,5 +128,6 @@ def _help() -> str:
 
 
 def _fail(message: str) -> NoReturn:
+    _drop_output()
     print(f"drama: error: {message}", file=sys.stderr)
     sys.exit(2)

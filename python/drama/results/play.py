@@ -221,6 +221,7 @@ class Window:
 
     Args:
         title: the window's title.
+        instead: what can be done where no window can be opened.
         size: width and height of the picture in it.
 
     Raises:
@@ -229,7 +230,7 @@ class Window:
 
     TEXT = 22  # pixels of a line
 
-    def __init__(self, title: str, size: tuple[int, int] = (640, 640), lines: int = 4) -> None:
+    def __init__(self, title: str, instead: str, size: tuple[int, int] = (640, 640), lines: int = 4) -> None:
         import pygame
 
         self._pygame = pygame
@@ -238,10 +239,10 @@ class Window:
             pygame.font.init()
             self._screen = pygame.display.set_mode((size[0], size[1] + self.TEXT * lines + 12))
         except pygame.error as error:
-            raise ValueError(f"no window can be opened ({error}); `--out FILE.mp4` records instead") from error
+            raise ValueError(f"no window can be opened ({error}); {instead}") from error
         driver = pygame.display.get_driver()
         if driver in ("offscreen", "dummy") and os.environ.get("SDL_VIDEODRIVER") != driver:
-            raise ValueError("no window can be opened: there is no display; `--out FILE.mp4` records instead")
+            raise ValueError(f"no window can be opened: there is no display; {instead}")
         pygame.display.set_caption(title)
         self._size = size
         self._font = pygame.font.Font(None, self.TEXT)

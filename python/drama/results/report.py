@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drama.config import Config, flat
+from drama.hints import command, install
 from drama.results.scores import human_normalised, published_scores
 
 Curve = NDArray[np.float64]  # [N, 2]: step, value
@@ -212,7 +213,7 @@ def make_report(folders: Sequence[Path]) -> Report:
             report.notes.append(f"{run.folder} is not finished: step {run.step:,} of {run.config.steps:,}.")
         if not run.evaluations:
             report.notes.append(
-                f"{run.folder} has no evaluation: it has a curve, no score. `drama eval {run.folder}` makes one."
+                f"{run.folder} has no evaluation: it has a curve, no score. `{command('eval', run.folder)}` makes one."
             )
     kinds = sorted({evaluation.kind for run in runs for evaluation in run.evaluations})
     if len(kinds) > 1:
@@ -292,7 +293,7 @@ def aggregate(games: list[list[float]]) -> tuple[dict[str, float], dict[str, tup
         from rliable import library, metrics
     except TypeError as error:
         raise ValueError(
-            "rliable cannot be imported: it does not work with pandas 3; `pip install 'drama-rl[report]'` brings 2"
+            f"rliable cannot be imported: it does not work with pandas 3; `{install('report')}` brings 2"
         ) from error
 
     def measures(*scores: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -20,6 +20,7 @@ from drama.agent.player import Player
 from drama.config import Config
 from drama.envs import EnvError
 from drama.files import locked, write_atomically
+from drama.hints import command
 from drama.interface import Interface
 from drama.replay import ReplayBuffer, Uniform
 from drama.runtime.device import resolve_device
@@ -69,7 +70,7 @@ class Trainer:
         self._callbacks = Callbacks([JsonLines(), TensorBoard(), *callbacks])
         if not resume and self.run.exists():
             raise ValueError(
-                f"{self.run}: this run folder exists; `drama train --resume {self.run}` goes on with it,"
+                f"{self.run}: this run folder exists; `{command('train', '--resume', self.run)}` goes on with it,"
                 " --run NAME starts another"
             )
         if config.threads:
@@ -302,7 +303,7 @@ class Trainer:
         """What a person can do after the run has stopped."""
         found = checkpoint.list_checkpoints(self.run)
         where = f"from step {int(found[-1].name.removeprefix('step-'))}" if found else "from the beginning"
-        return f"`drama train --resume {self.run}` goes on {where}"
+        return f"`{command('train', '--resume', self.run)}` goes on {where}"
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use drama_core::{DType, Field, Lease, Pool, try_collect};
 use numpy::{
     Element, PyArrayDescr, PyArrayDescrMethods, PyReadonlyArray1, PyUntypedArray, PyUntypedArrayMethods,
-    npyffi::{NpyTypes, PY_ARRAY_API, flags::NPY_ARRAY_WRITEABLE, get_type_object, npy_intp},
+    npyffi::{NPY_ARRAY_WRITEABLE, NpyTypes, PY_ARRAY_API, _PyArray_GET_ITEM_DATA, get_type_object, npy_intp},
 };
 use pyo3::{
     exceptions::{PyTypeError, PyValueError},
@@ -151,7 +151,13 @@ pub(crate) fn bytes<'a>(array: &'a Bound<'_, PyUntypedArray>) -> &'a [u8] {
     }
     // SAFETY: `array` is C-contiguous, so its data spans this many bytes, and is kept alive by the borrow. As for
     // every NumPy function, a thread that writes to it meanwhile gets mixed data, which is plain bytes here.
-    unsafe { std::slice::from_raw_parts((*array.as_array_ptr()).fields.data.cast::<u8>(), nbytes(array)) }
+    unsafe { std::slice::from_raw_parts(data(array), nbytes(array)) }
+}
+
+/// Where the data of an array begins.
+fn data(array: &Bound<'_, PyUntypedArray>) -> *mut u8 {
+    // SAFETY: the array is alive.
+    unsafe { (*_PyArray_GET_ITEM_DATA(array.as_array_ptr())).data.cast() }
 }
 
 /// What an array made here stands on, and every view of it, tensor or capsule: dropped once nobody has any of them.
@@ -237,7 +243,7 @@ impl<'py> Part<'py> {
             let mut sides: Vec<_> = leading.iter().copied().map(Some).collect();
             let array = column(field, &given, &mut sides)?;
             // SAFETY: the array is alive.
-            if unsafe { (*array.as_array_ptr()).fields.flags } & NPY_ARRAY_WRITEABLE == 0 {
+            if unsafe { (*_PyArray_GET_ITEM_DATA(array.as_array_ptr())).flags } & NPY_ARRAY_WRITEABLE == 0 {
                 return Err(PyValueError::new_err(format!("field {:?}: the array is read-only", field.name())));
             }
             return Ok(Self::Given(array));
@@ -311,7 +317,7 @@ impl<'py> Outputs<'py> {
             }
             // SAFETY: `new` saw to it that the arrays are contiguous, writable and apart, any byte is a valid `u8`,
             // and the borrow of `self` keeps them alive. A thread that uses an array given as `out` gets mixed data.
-            unsafe { std::slice::from_raw_parts_mut((*array.as_array_ptr()).fields.data.cast::<u8>(), nbytes(array)) }
+            unsafe { std::slice::from_raw_parts_mut(data(array), nbytes(array)) }
         };
         self.0.iter().map(slice).collect()
     }

@@ -1,0 +1,37 @@
+"""Commands that work when they are pasted into a shell, also in a clone whose environment is not active."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+
+def command(*words: object) -> str:
+    """The command line `drama WORDS…` of this environment."""
+    return " ".join([program("drama"), *(shlex.quote(str(word)) for word in words)])
+
+
+def program(name: str) -> str:
+    """The console script `name` of this environment: by its name alone where a shell finds it so, else by its path."""
+    folder = Path(sys.executable).parent
+    own, found = shutil.which(name, path=str(folder)), shutil.which(name)
+    if own is None or (found is not None and Path(found).parent.resolve() == folder.resolve()):
+        return name
+    return _from_here(own)
+
+
+def install(extra: str) -> str:
+    """The command that brings what an extra needs into this environment; in a clone it finds the package there."""
+    python = _from_here(sys.executable)
+    pip = f"{python} -m pip install" if importlib.util.find_spec("pip") else f"uv pip install --python {python}"
+    return f"{pip} 'drama-rl[{extra}]'"
+
+
+def _from_here(path: str) -> str:
+    """A path as seen from the working folder, where it lies in a folder below that."""
+    below = Path(path).is_relative_to(Path.cwd()) and Path(path).parent != Path.cwd()
+    return shlex.quote(os.path.relpath(path) if below else path)
