@@ -16,7 +16,6 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -759,11 +758,6 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{field_.name}"] = value
     return found
-
-
-def flat(config: Config) -> dict[str, Any]:
-    """The value of each field, by the name that `with_options` takes."""
-    return {name: attrgetter(name)(config) for name in _names(config)}
 
 
 def option_docs() -> dict[str, str]:
