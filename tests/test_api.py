@@ -685,3 +685,33 @@ def test_numpy_numbers_are_numbers(tmp_path: Path) -> None:
 def test_a_sequence_no_longer_than_its_context_is_refused() -> None:
     with pytest.raises(ValueError, match=r"train\.batch_length: 4 must be more than train\.context = 4"):
         make_config("CartPole-v1", "debug", {"train.batch_length": 4})
+
+
+class Counted(Mixed):
+    """Counts how often it is made in this process."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        type(self).made += 1
+
+
+@pytest.mark.parametrize(("preset", "made"), [("debug", 1), ("auto", 2)])
+def test_a_run_makes_its_environment_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, made: int
+) -> None:
+    """Once more where its kind of observation is to choose the preset."""
+    monkeypatch.chdir(tmp_path)
+
+    class Begun(Exception):
+        pass
+
+    class Stop(drama.Callback):
+        def on_start(self, _: Any) -> None:
+            raise Begun
+
+    Counted.made = 0
+    with pytest.raises(Begun):
+        drama.train(Counted, preset=preset, progress=False, callbacks=[Stop()], options=TINY)
+    assert Counted.made == made

@@ -733,7 +733,6 @@ def with_options(config: Config, options: Mapping[str, Any]) -> Config:
     Raises ValueError for a field that there is none of; the message names the nearest ones.
     """
     for name, value in options.items():
-        value = value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") else value
         config = _replaced(config, name, name.split("."), value)
     return config
 

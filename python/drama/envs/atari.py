@@ -104,7 +104,7 @@ class AtariEnv(FrameEnv):
             reward = float(np.sign(reward))
         return reward, terminated, truncated, {"lives": lives, "life_lost": life_lost}
 
-    def render(self) -> Frame:  # type: ignore[override]
+    def render(self) -> Frame:
         """The emulator's own picture, `[210, 160, 3]` for most games."""
         screen: Frame = self._env.ale.getScreenRGB()
         return screen

@@ -23,7 +23,7 @@ class FrameEnv(gymnasium.Env[Frame, np.int64], ABC):
     the vector engine gives its own. `render` gives a picture for people.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 15}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012  # gymnasium declares it so
     info_fields: ClassVar[Mapping[str, type[np.generic]]] = {"lives": np.int64, "life_lost": np.bool_}
     """What every `info` holds, with the types."""
     action_space: gymnasium.spaces.Discrete
@@ -68,7 +68,7 @@ class FrameEnv(gymnasium.Env[Frame, np.int64], ABC):
         """`step` that writes the observation to `out`; gives reward, terminated, truncated, info."""
 
     @abstractmethod
-    def render(self) -> Frame:  # type: ignore[override]
+    def render(self) -> Frame:
         """A picture `[H, W, 3]`, whatever the render mode."""
 
     @abstractmethod

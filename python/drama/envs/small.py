@@ -5,7 +5,7 @@ Each draws bright cells on a black 8 x 8 grid. `info` holds `lives` and `life_lo
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class GridTask(FrameEnv):
         render_mode: None or "rgb_array".
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 8}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 8}  # noqa: RUF012  # gymnasium declares it so
 
     def __init__(self, config: EnvConfig, render_mode: str | None = None) -> None:
         config.validate()
@@ -85,7 +85,7 @@ class GridTask(FrameEnv):
         """Row, column and brightness of the cells that are not black."""
         raise NotImplementedError
 
-    def render(self) -> Frame:  # type: ignore[override]
+    def render(self) -> Frame:
         """The grid in larger cells, `[256, 256, 3]`."""
         if not self._state:
             raise RuntimeError("render: reset must come first")
