@@ -17,6 +17,7 @@ import torch
 
 from drama.cli import main
 from drama.config import Config
+from drama.results.page import write_report
 from drama.results.report import aggregate, make_report, read_run, runs_of
 from drama.results.scores import human_normalised, published_scores, random_and_human
 from drama.training import checkpoint
@@ -205,17 +206,24 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(
     """From a real run: its numbers in the page, the CSV and the JSON; its curve, losses and dream as pictures."""
     rliable()
     unevaluated = write_run(tmp_path / "catch", game(config, "Catch"), [])
+    beside = tmp_path / "results.jsonl"
+    beside.write_text("{}")
     out = tmp_path / "report"
     with pytest.raises(SystemExit) as stop:
-        main(["report", str(pong_run), str(unevaluated), "--out", str(out)])
+        main(["report", str(pong_run), str(unevaluated), str(beside), "--out", str(out)])
     assert not stop.value.code
     said = capsys.readouterr().out
     assert f"No dream of {unevaluated}" in said
+    assert f"{beside} is a file, no run: left out." in said
     page = (out / "index.html").read_text()
-    assert not re.search(r"(src|href)=(?!'data:)", page)
-    for name in ("curve-Pong", "curve-Catch", "losses-Pong", "dream-Pong-0"):
-        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert page.count("<img") == len(list(out.glob("*.png"))) == 5
+    assert not re.search(r"(src|href)=(?!'data:|\"#)", page)
+    assert "url(http" not in page
+    assert (out / "dream-Pong-0.png").read_bytes().startswith(b"\x89PNG")
+    assert page.count("<img") == len(list(out.glob("*.png"))) == 1
+    for name in ("Learning curve of Pong", "Learning curve of Catch", "KL posterior to prior (nats) of Pong"):
+        assert page.count(f'aria-label="{name}"') == 1
+    assert "#010101" not in page  # the colours of text and lines are the page's, light or dark
+    assert "@media (prefers-color-scheme: dark)" in page
     evaluation = json.loads(next(pong_run.glob("evaluation*.json")).read_text())
     (row,) = csv.DictReader((out / "scores.csv").read_text().splitlines())
     assert float(row["mean_return"]) == evaluation["mean"]
@@ -223,6 +231,24 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(
     assert json.loads((out / "report.json").read_text())["scores"][0]["mean_return"] == evaluation["mean"]
     assert f"{evaluation['mean']:,.1f}" in page
     assert "one seed for each game" in page
+
+
+def test_these_runs_stand_at_their_rank_among_the_published_methods(config: Config, tmp_path: Path) -> None:
+    """Random and Human are the ends of the scale, and have no rank."""
+    rliable()
+    runs = [write_run(tmp_path / "a", game(config, "Breakout"), [60.0]), write_run(tmp_path / "b", config, [])]
+    write_report(make_report(runs), tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    table = re.findall(r"<table class=ranks>.*?</table>", page)[0]
+    lines = [re.findall(r">([^<]*)</td>", line) for line in re.findall(r"<tr class='.*?</tr>", table)]
+    scores = {method: entry.score for method, entry in published_scores()["Breakout"].items()} | {"this": 60.0}
+    assert [name for _, name, *_ in lines] == sorted(scores, key=lambda name: -scores[name])
+    methods = [(rank, name) for rank, name, *_ in lines if name not in ("Random", "Human")]
+    assert [rank for rank, _ in methods] == [f"{i}." for i in range(1, len(scores) - 1)]
+    better = sum(score > 60 for name, score in scores.items() if name not in ("Random", "Human"))
+    assert (f"{better + 1}.", "this") in methods
+    assert [rank for rank, name, *_ in lines if name in ("Random", "Human")] == ["", ""]
+    assert page.count("<tr class='ours'>") == 2  # in the aggregate too
 
 
 def test_a_checkpoint_with_missing_parts_has_no_dream_but_its_scores(
