@@ -224,7 +224,9 @@ def hub(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     thread.join()
 
 
-def test_an_agent_of_the_hub_is_loaded_by_name(hub: type[Hub], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_agent_of_the_hub_is_loaded_by_name(
+    hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (hub.folder / "world.py").write_text("raise SystemExit")  # what is no part of an export is not even downloaded
     agent = drama.load("hf://someone/catch", device="cpu")
     assert agent.step == 120
@@ -236,6 +238,11 @@ def test_an_agent_of_the_hub_is_loaded_by_name(hub: type[Hub], capsys: pytest.Ca
         main(["eval", "hf://someone/catch", "--episodes", "1", "--device", "cpu"])
     assert not stop.value.code
     assert "Catch after 120 steps" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["dream", "hf://someone/catch", "--steps", "8", "--context", "3", "--skip", "2", "--device", "cpu"])
+    assert not stop.value.code
+    assert Path("dream.gif").exists()
 
 
 def test_what_the_hub_does_not_have_costs_one_line(hub: type[Hub], capsys: pytest.CaptureFixture[str]) -> None:

@@ -337,7 +337,9 @@ def export(args: Sequence[str]) -> int:
 def dream(args: Sequence[str]) -> int:
     """`drama dream`."""
     parsed = _parse(DreamArgs, args, "dream")
-    _write_dream(dataclasses.replace(parsed, run=local(parsed.run)))
+    run = local(parsed.run)
+    here = Path("dream.gif") if run != parsed.run else None  # a download is no place for it
+    _write_dream(dataclasses.replace(parsed, run=run, out=parsed.out or here))
     return 0
 
 

@@ -30,7 +30,7 @@ ACTING, DREAMING = "acting.onnx", "dreaming.onnx"
 Tensors = dict[str, Tensor]
 Arrays = dict[str, NDArray[Any]]
 MEMORY = "memory_"
-"""How the names of what the caller carries from step to step begin."""
+"""How the names of the sequence model's state begin."""
 
 
 class Step(nn.Module):
@@ -59,7 +59,8 @@ class Step(nn.Module):
 
     def _advance(self, given: Tensors, latent: Tensor, first: Tensor) -> tuple[Tensor, Tensors]:
         """The output of the sequence model after `latent` and the given action, and its next state by name."""
-        old = _rebuilt(self.model.initial_state(0), iter([given[name] for name in given if name.startswith(MEMORY)]))
+        like = self.model.initial_state(0)
+        old = _rebuilt(like, iter([given[name] for name, _ in _leaves(like, MEMORY + "state")]))
         d, state = self.model.step(latent, given["action"], first, old)
         return d.float(), dict(_leaves(state, MEMORY + "state"))
 
@@ -145,7 +146,7 @@ def open_graph(path: Path) -> Callable[[Arrays], Arrays]:
     """A function that runs a written graph in onnxruntime on one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [output.name.removeprefix("next_") for output in session.get_outputs()]
     return lambda given: dict(zip(names, session.run(None, given), strict=True))
 
