@@ -26,7 +26,7 @@ from ray.cluster_utils import Cluster
 import drama
 from drama.training import checkpoint
 
-KINDS = ("worker", "node", "driver")
+KINDS = ("worker", "driver", "node", "worker", "driver")
 OPTIONS = {"steps": 800, "threads": 1, "device": "cpu", "log.checkpoint_every": 40}
 NODE = {"num_cpus": 2, "object_store_memory": 80 << 20, "include_dashboard": False}
 CLOCK = {"time", "steps_per_second"}
@@ -104,12 +104,12 @@ def disturb(scratch: Path, args: argparse.Namespace) -> bool:
 
 def add_node(cluster: Cluster) -> Any:
     """A new node; on a machine that is busy Ray may give up waiting for it."""
-    for _ in range(5):
+    for _ in range(20):
         try:
             return cluster.add_node(**NODE)
         except Exception as error:  # Ray raises no class of its own
             print(f"note: {error}")
-    raise RuntimeError("no node came up in five tries")
+    raise RuntimeError("no node came up in twenty tries")
 
 
 def start(out: Path, address: str, args: argparse.Namespace) -> subprocess.Popen[bytes]:

@@ -104,7 +104,9 @@ def watch() -> Any:
 
 def a_trial(**values: Any) -> Any:
     config = {"trial": {"run": "catch", "env": "Catch", "seed": 0}}
-    return SimpleNamespace(**{"config": config, "num_failures": 0, "max_failures": 2, "status": "RUNNING"} | values)
+    return SimpleNamespace(
+        **{"config": config, "num_failures": 0, "max_failures": 2, "status": "RUNNING", "last_result": {}} | values
+    )
 
 
 def test_deaths_count_only_as_long_as_a_run_gets_no_further(watch: Watch) -> None:
@@ -147,3 +149,11 @@ def test_a_run_that_optuna_chose_gets_a_line_of_its_own(watch: Watch) -> None:
     watch.on_trial_result(chosen, {"step": 5, "steps": 10, "return": 1.0})
     row = watch.board.rows["catch-debug-seed0-ab12"]
     assert (row.game, row.axes, row.step) == ("Catch", "train.agent_lr=0.0003", 5)
+
+
+def test_what_a_run_had_told_a_sweep_before_is_known(watch: Watch) -> None:
+    assert watch.board is not None
+    last = {"step": 200, "steps": 200, "return": 0.5, "fault": "of then"}
+    watch.on_step_end([a_trial(status="TERMINATED", last_result=last)])
+    row = watch.board.rows["catch"]
+    assert (row.status, row.step, row.returned, row.error) == ("finished", 200, 0.5, "")

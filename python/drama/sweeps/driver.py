@@ -321,7 +321,10 @@ class Watch(tune.Callback):
             return
         states: dict[str, Status] = {"RUNNING": "running", "TERMINATED": "finished", "ERROR": "failed"}
         for trial in trials:
-            self._row(trial).status = states.get(trial.status, "waiting")
+            row, last = self._row(trial), trial.last_result or {}
+            row.status = states.get(trial.status, "waiting")
+            if not row.steps and "step" in last:  # of a sweep before this one
+                self.board.told(_folder_of(trial), {name: last[name] for name in last if name != "fault"})
         self.board.tick()
 
     def on_experiment_end(self, trials: list[Trial], **_: Any) -> None:
