@@ -32,6 +32,12 @@ impl Packed {
         }
     }
 
+    /// Gives all rows back.
+    pub(crate) fn clear(&mut self) {
+        self.rows.clear();
+        self.stored = 0;
+    }
+
     /// Bytes over all rows.
     pub(crate) fn stored(&self) -> usize {
         self.stored

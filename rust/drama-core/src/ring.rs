@@ -50,6 +50,11 @@ pub(crate) fn split(slot: usize, rows: usize) -> (usize, usize) {
     if slot < rows { (0, slot) } else { (slot / rows, slot % rows) }
 }
 
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 impl Ring {
     /// An empty ring that keeps at least `capacity` rows over all environments.
     pub fn new(schema: Schema, capacity: usize, num_envs: usize) -> Result<Self> {
@@ -59,7 +64,6 @@ impl Ring {
     /// As `new`, with the rows in files in the directory `storage` if given. The files are working memory: they have
     /// no name and are gone with the ring.
     pub fn stored(schema: Schema, capacity: usize, num_envs: usize, storage: Option<&Path>) -> Result<Self> {
-        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         if capacity == 0 {
             return Error::value("capacity must be at least 1, got 0");
         }
@@ -81,9 +85,8 @@ impl Ring {
         let columns = schema.fields().iter().map(column).collect::<Result<Vec<_>>>()?;
         let finals = Finals::new(schema.fields().len());
         let (totals, heads) = (vec![0; num_envs], vec![0; num_envs]);
-        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Ok(Self {
-            id,
+            id: next_id(),
             schema,
             columns,
             capacity,
@@ -99,6 +102,12 @@ impl Ring {
     /// What tells this ring from all others of the process.
     pub(crate) fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Becomes another ring than before to what follows it.
+    pub(crate) fn renew(&mut self) {
+        self.id = next_id();
+        self.found = Mutex::default();
     }
 
     /// The fields of a row.
@@ -218,6 +227,12 @@ impl Ring {
     /// Whether the row in `slot` is the first of its episode.
     pub(crate) fn first_of_episode(&self, slot: usize) -> bool {
         self.plain(self.schema.is_first())[slot] != 0
+    }
+
+    /// Whether the row after that in `slot`, which holds one, goes on with its episode.
+    pub(crate) fn goes_on(&self, slot: usize) -> bool {
+        let (env, t) = self.row_of(slot);
+        t + 1 < self.totals[env] && !self.is_first(env, t + 1)
     }
 
     /// Starts to read the built-in fields of a row.

@@ -75,7 +75,7 @@ fn parse(ring: &mut Ring, bytes: &[u8]) -> Option<()> {
         let size = ring.schema().fields().get(field)?.row_bytes();
         let value;
         (value, rest) = rest.split_at_checked(size)?;
-        if !ring.holds(slot) || !ring.ended(slot) {
+        if !ring.holds(slot) || ring.goes_on(slot) {
             return None;
         }
         ring.finals_mut().insert(field, slot, value);
