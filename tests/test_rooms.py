@@ -19,6 +19,7 @@ BELOW: dict[str, set[str]] = {
     "files": set(),
     "interface": set(),
     "replay": set(),
+    "sb3": {"replay"},
     "envs": BASE,
     "runtime": BASE,
     "models": BASE | {"runtime"},

@@ -400,13 +400,14 @@ def test_bad_finals_are_refused() -> None:
     with pytest.raises(ValueError, match="envs: environment 1 has no row"):
         buffer.set_final(envs=np.array([1]), obs=obs)
     buffer.add(**one(truncated=np.ones(1, bool)), envs=np.array([1]))
-    for columns, message in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({}, "no field was given"),
         ({"frame": obs}, 'unknown field "frame", expected obs'),
         ({"obs": obs + 0.5}, r'field "obs": got 0.5 \(dtype float64\), which int64 does not hold'),
         ({"obs": obs[0, 0]}, r'field "obs": got shape \[\], expected \[1, 2\]'),
         ({"truncated": np.ones(1, bool)}, 'field "truncated" has no value after the end of an episode'),
-    ]:
+    ]
+    for columns, message in cases:
         with pytest.raises(ValueError, match=message):
             buffer.set_final(envs=np.array([1]), **columns)
     with pytest.raises(ValueError, match="envs: environment 1 is given twice"):

@@ -199,7 +199,7 @@ def test_cartpole(mode: str, make: Callable[..., Vector]) -> None:
             self.last = obs
             return obs, reward, terminated, truncated, info
 
-    fns = [lambda number=number: Witness(number) for number in range(num)]  # type: ignore[misc]
+    fns = [lambda number=number: Witness(number) for number in range(num)]
     envs = make(fns, autoreset_mode=gym.vector.AutoresetMode(mode))
     buffer = ReplayBuffer(3000, {**FIELDS, "obs": ((4,), np.float32)}, num_envs=num)
     play(envs, buffer, 200)
@@ -241,7 +241,7 @@ def test_a_restarted_worker_leaves_no_false_transition(mode: str) -> None:
                 os._exit(1)
             return super().step(action)
 
-    fns = [lambda number=number: Mortal(number) for number in range(2)]  # type: ignore[misc]
+    fns = [lambda number=number: Mortal(number) for number in range(2)]
     envs = make_vector(fns, autoreset_mode=mode, num_workers=2, on_worker_death="restart")
     buffer = ReplayBuffer(400, FIELDS, num_envs=2)
     writer = StepWriter(buffer, envs)
