@@ -273,6 +273,23 @@ def test_finals_are_saved_and_dropped_with_their_row(tmp_path: Path) -> None:
     ReplayBuffer.load(tmp_path)
 
 
+def test_a_final_of_an_open_episode_is_saved_and_dropped_where_it_goes_on(tmp_path: Path) -> None:
+    """Also where a reset broke the episode off, which leaves it."""
+    model = Model(20, 2)
+    for ends in (["", ""], ["open", "open"], ["reset", ""], ["open", ""]):
+        model.add([0, 1], ends)
+    loaded = Model(20, 2)
+    model.buffer.save(tmp_path)
+    loaded.buffer, loaded.rows = ReplayBuffer.load(tmp_path), model.rows
+    expected = loaded.transitions(2, 0.5, 0)
+    assert sorted(expected) == [0, 1, 2, 3, 10, 11]
+    check(lambda size, sampler: loaded.buffer.sample_transitions(size, 2, 0.5, sampler), expected, MostRecent(), True)
+    loaded.add([0, 1], ["", ""])
+    expected = loaded.transitions(2, 0.5, 0)
+    assert sorted(expected) == [0, 1, 2, 10, 11, 12]
+    check(lambda size, sampler: loaded.buffer.sample_transitions(size, 2, 0.5, sampler), expected, MostRecent(), True)
+
+
 def test_environments_with_different_numbers_of_rows_are_saved(tmp_path: Path) -> None:
     model, random = Model(90, 3), np.random.default_rng(2)
     for _ in range(5):
