@@ -9,6 +9,7 @@ import argparse
 import os
 import tempfile
 import warnings
+from typing import Any
 
 import gymnasium as gym
 import minari
@@ -18,38 +19,50 @@ from gymnasium import spaces
 from drama.replay import FieldSpec, ReplayBuffer
 
 
+def fields_of(name: str, space: spaces.Space[Any]) -> dict[str, FieldSpec]:
+    """A field for a space that is an array or a number, and one for each part of a dictionary."""
+    if isinstance(space, spaces.Dict):
+        parts = [fields_of(f"{name}/{key}", part) for key, part in space.items()]
+        return {field: spec for part in parts for field, spec in part.items()}
+    if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        raise SystemExit(f"{name}: a {type(space).__name__} space has no array of fixed size")
+    return {name: (space.shape, space.dtype)}  # type: ignore[dict-item]
+
+
+def columns_of(name: str, values: Any) -> dict[str, np.ndarray]:
+    """The arrays `[steps, ...]` of an episode by field."""
+    if isinstance(values, dict):
+        parts = [columns_of(f"{name}/{key}", part) for key, part in values.items()]
+        return {field: column for part in parts for field, column in part.items()}
+    return {name: np.asarray(values)}
+
+
 def import_dataset(dataset: minari.MinariDataset) -> ReplayBuffer:
-    """A buffer with every step of `dataset`, whose observations and actions are single arrays or numbers."""
-    fields: dict[str, FieldSpec] = {"reward": ((), np.float32)}
-    for name, space in (("obs", dataset.observation_space), ("action", dataset.action_space)):
-        if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
-            raise SystemExit(f"{name}: a {type(space).__name__} space would need a field for each of its parts")
-        fields[name] = (space.shape, space.dtype)  # type: ignore[assignment]
-    buffer = ReplayBuffer(int(dataset.total_steps), fields)
+    """A buffer with every step of `dataset`, and what was seen after the last one of each episode."""
+    fields = {**fields_of("obs", dataset.observation_space), **fields_of("action", dataset.action_space)}
+    buffer = ReplayBuffer(max(int(dataset.total_steps), 1), {**fields, "reward": ((), np.float32)})
     for episode in dataset.iterate_episodes():
         steps = len(episode.rewards)
-        terminated, truncated = (np.array(end, bool) for end in (episode.terminations, episode.truncations))
-        truncated[-1] |= not terminated[-1]  # some datasets cut episodes without saying so
-        columns = {
-            "obs": episode.observations[:steps],  # one more was recorded: the observation after the last step
-            "action": episode.actions,
-            "reward": episode.rewards,
-            "terminated": terminated,
-            "truncated": truncated,
-        }
-        # One environment: [steps, 1, ...]. The first row of each episode is marked `is_first` by itself.
+        if steps == 0:
+            continue
+        truncated = np.array(episode.truncations, bool)
+        truncated[-1] |= not episode.terminations[-1]  # some datasets cut episodes without saying so
+        seen = columns_of("obs", episode.observations)  # one more than there are steps
+        # One environment, so arrays need no axis for it. The first row of each episode is marked by itself.
         buffer.add_block(
-            **{n: np.ascontiguousarray(column, buffer.fields[n][1])[:, None] for n, column in columns.items()}
+            **{name: column[:steps] for name, column in seen.items()},
+            **columns_of("action", episode.actions),
+            reward=episode.rewards,
+            terminated=episode.terminations,
+            truncated=truncated,
         )
-        if not terminated[-1]:  # what the last step led to still has a value to bootstrap from
-            final = np.ascontiguousarray(episode.observations[steps], buffer.fields["obs"][1])
-            buffer.set_final(envs=np.array([0]), obs=final[None])
+        buffer.set_final(envs=[0], **{name: column[steps] for name, column in seen.items()})
     return buffer
 
 
-def record(episodes: int) -> minari.MinariDataset:
-    """Random play on CartPole, cut off after 25 steps."""
-    env = minari.DataCollector(gym.make("CartPole-v1", max_episode_steps=25))
+def record(episodes: int, env_id: str = "CartPole-v1", steps: int = 25) -> minari.MinariDataset:
+    """Random play, cut off after so many steps."""
+    env = minari.DataCollector(gym.make(env_id, max_episode_steps=steps))
     env.action_space.seed(0)
     for seed in range(episodes):
         env.reset(seed=seed)
@@ -59,16 +72,18 @@ def record(episodes: int) -> minari.MinariDataset:
             ended = terminated or truncated
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that nobody is named as the author
-        return env.create_dataset("cartpole/random-v0", algorithm_name="random", description="Random play on CartPole")
+        name = env_id.split("-")[0].lower()
+        return env.create_dataset(f"{name}/random-v0", algorithm_name="random", description=f"Random play on {env_id}")
 
 
 def report(buffer: ReplayBuffer) -> None:
     """Say what is there and draw from it."""
-    everything = buffer.gather([0], len(buffer))
+    everything = buffer.rows()
     counts = {name: int(everything[name].sum()) for name in ("is_first", "terminated", "truncated")}
     ends = f"{counts['terminated']} terminated, {counts['truncated']} truncated"
     print(f"{len(buffer)} steps in {counts['is_first']} episodes: {ends}")
-    batch = buffer.sample_transitions(256, n_step=3, discount=0.99)
+    seen = [name for name in buffer.fields if name.split("/")[0] == "obs"]
+    batch = buffer.sample_transitions(256, n_step=3, discount=0.99, next_fields=seen)
     means = ", ".join(f"mean {name} {batch[name].mean():.2f}" for name in ("reward", "discount", "steps"))
     print(f"256 transitions of three steps: {means}")
     sequences = buffer.sample(16, 8)

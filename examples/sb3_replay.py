@@ -1,6 +1,6 @@
 """Stable-Baselines3's DQN with its own replay buffer and with ours. `python examples/sb3_replay.py`
 
-`DramaReplayBuffer` is all it takes: give it as `replay_buffer_class`. Both learn CartPole with the same seeds; the
+`drama.sb3.DramaReplayBuffer` as `replay_buffer_class` is all it takes. Both learn CartPole with the same seeds; the
 curves are printed and drawn to a PNG. It takes some minutes.
 """
 
@@ -8,94 +8,24 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium import spaces
 from PIL import Image, ImageDraw
 from stable_baselines3 import DQN
-from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.type_aliases import ReplayBufferSamples
-from stable_baselines3.common.vec_env import VecNormalize
 
-import drama.replay
+from drama.sb3 import DramaReplayBuffer
 
 BINS = 20
 COLOURS = {"Stable-Baselines3": (31, 119, 180), "drama": (214, 39, 40)}
-
-
-class DramaReplayBuffer(ReplayBuffer):
-    """Our buffer behind Stable-Baselines3's interface: each observation is stored once, n-step returns included."""
-
-    def __init__(
-        self,
-        buffer_size: int,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        device: torch.device | str = "auto",
-        n_envs: int = 1,
-        optimize_memory_usage: bool = False,
-        n_steps: int = 1,
-        gamma: float = 0.99,
-        seed: int = 0,
-    ) -> None:
-        BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs=n_envs)
-        self.optimize_memory_usage = optimize_memory_usage  # observations are stored once in either case
-        self.n_steps, self.gamma = n_steps, gamma
-        action_dtype = np.int64 if isinstance(action_space, spaces.Discrete) else np.float32
-        assert observation_space.dtype is not None
-        fields: dict[str, drama.replay.FieldSpec] = {
-            "obs": (self.obs_shape, observation_space.dtype),
-            "action": ((self.action_dim,), action_dtype),
-            "reward": ((), np.float32),
-        }
-        self.buffer = drama.replay.ReplayBuffer(buffer_size, fields, num_envs=n_envs, seed=seed)
-
-    def add(
-        self,
-        obs: np.ndarray,
-        next_obs: np.ndarray,
-        action: np.ndarray,
-        reward: np.ndarray,
-        done: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos])
-        columns = {
-            "obs": obs.reshape(-1, *self.obs_shape),
-            "action": action.reshape(-1, self.action_dim),
-            "reward": reward,
-        }
-        typed = {name: np.ascontiguousarray(value, self.buffer.fields[name][1]) for name, value in columns.items()}
-        self.buffer.add(**typed, terminated=done.astype(bool) & ~truncated, truncated=truncated)
-        if truncated.any():  # the next row begins a new episode, so the last observation is given by itself
-            self.buffer.set_final(envs=np.flatnonzero(truncated), obs=np.ascontiguousarray(next_obs[truncated]))
-
-    def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
-        batch = self.buffer.sample_transitions(batch_size, n_step=self.n_steps, discount=self.gamma)
-        column = {name: batch[name][:, None].astype(np.float32) for name in ("reward", "terminated", "discount")}
-        data = (
-            self._normalize_obs(batch["obs"], env),
-            batch["action"],
-            self._normalize_obs(batch["next_obs"], env),
-            column["terminated"],
-            self._normalize_reward(column["reward"], env),
-            column["discount"],
-        )
-        return ReplayBufferSamples(*(self.to_torch(array, copy=False) for array in data))
-
-    def size(self) -> int:
-        return len(self.buffer)
 
 
 def learn(name: str, steps: int, seed: int) -> np.ndarray:
     """Train once; gives the mean return of the episodes that ended in each of `BINS` equal parts of the run."""
     torch.set_num_threads(1)  # the networks are too small for more
     env = Monitor(gym.make("CartPole-v1"))
-    ours = {"replay_buffer_class": DramaReplayBuffer, "replay_buffer_kwargs": {"seed": seed}}
     model = DQN(
         "MlpPolicy",
         env,
@@ -111,7 +41,7 @@ def learn(name: str, steps: int, seed: int) -> np.ndarray:
         policy_kwargs={"net_arch": [256, 256]},
         seed=seed,
         device="cpu",
-        **(ours if name == "drama" else {}),
+        replay_buffer_class=DramaReplayBuffer if name == "drama" else None,
     )
     model.learn(steps)
     ends = np.cumsum(env.get_episode_lengths())

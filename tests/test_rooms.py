@@ -20,6 +20,7 @@ BELOW: dict[str, set[str]] = {
     "hints": set(),
     "interface": set(),
     "replay": set(),
+    "sb3": {"replay"},
     "envs": BASE,
     "runtime": BASE,
     "models": BASE | {"runtime"},

@@ -103,10 +103,27 @@ def test_is_first_is_derived_and_can_be_added_to() -> None:
     no, ends = np.zeros(2, bool), np.array([True, False])
     buffer.add(terminated=no, truncated=no, is_first=no)
     buffer.add(terminated=ends, truncated=~ends)
-    buffer.add(terminated=no, truncated=no, is_first=no)
+    buffer.add(terminated=no, truncated=no)
     buffer.add(terminated=no, truncated=no, is_first=~ends)
     batch = buffer.gather([0, 4], 4)
     np.testing.assert_array_equal(batch["is_first"], [[True, False, True, False], [True, False, True, True]])
+
+
+def test_a_row_after_an_end_is_a_start_or_refused() -> None:
+    """As of a vector that resets by itself, of which a step was added that belongs to no episode."""
+    buffer = ReplayBuffer(8, {}, num_envs=2)
+    no, ends = np.zeros(2, bool), np.array([False, True])
+    buffer.add(terminated=no, truncated=ends)
+    message = 'field "is_first": got false for a row of environment 1 that follows the end of an episode'
+    with pytest.raises(ValueError, match=message):
+        buffer.add(terminated=no, truncated=no, is_first=no)
+    block, starts = np.zeros((2, 3, 2), bool)
+    block[1], starts[0] = ends, ends
+    with pytest.raises(ValueError, match=message):
+        buffer.add_block(terminated=block, truncated=block, is_first=starts)
+    assert len(buffer) == 2
+    buffer.add(terminated=no, truncated=no, is_first=ends)
+    assert buffer.rows(1)["is_first"].tolist() == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -140,14 +157,22 @@ def test_properties() -> None:
         ({"y": np.zeros(2)}, 'unknown field "y", expected x, obs, terminated, truncated, is_first'),
         ({"x": None}, 'field "x" is missing'),
         ({"truncated": None}, 'field "truncated" is missing'),
-        ({"x": [1, 2]}, 'field "x": got type list, expected a NumPy array'),
-        ({"x": np.zeros(2, np.int32)}, 'field "x": got dtype int32, expected int64'),
-        ({"x": np.zeros(2, ">i8")}, 'field "x": got dtype >i8, expected int64'),
-        ({"terminated": np.zeros(2, np.uint8)}, 'field "terminated": got dtype uint8, expected bool'),
+        ({"done": np.zeros(2, bool)}, "an episode ends by `terminated`, where .* or `truncated`, where it was cut off"),
+        ({"next_obs": np.zeros(2)}, "what follows a row is read from the next one.* `set_final` .* `StepWriter`"),
+        ({"observations": np.zeros(2)}, 'unknown field "observations", expected .*; `obs` is what it is called here'),
+        ({"actions": np.zeros(2)}, 'unknown field "actions", expected x, obs, terminated, truncated, is_first$'),
+        ({"x": [1, 2, 3]}, r'field "x": got shape \[3\], expected \[2\]'),
+        ({"x": [[1], [2, 3]]}, 'field "x": got type list, which NumPy makes no array of'),
+        ({"x": ["1", "2"]}, 'field "x": got type list, expected numbers that int64 holds'),
+        ({"x": np.zeros(2, complex)}, 'field "x": got dtype complex128, expected numbers that int64 holds'),
+        ({"x": [1.0, 2.5]}, r'field "x": got 2.5 \(dtype float64\), which int64 does not hold'),
+        ({"x": np.array([1, 2**63], np.uint64)}, r'field "x": got 9223372036854775808 \(dtype uint64\), which int64'),
+        ({"x": [0.0, np.nan]}, 'field "x": got nan'),
+        ({"obs": np.full((2, 2, 3), -1)}, r'field "obs": got -1 \(dtype int64\), which uint8 does not hold'),
+        ({"terminated": [0, 2]}, r'field "terminated": got 2 \(dtype int64\), which bool does not hold'),
         ({"x": np.zeros(3, np.int64)}, r'field "x": got shape \[3\], expected \[2\]'),
         ({"x": np.zeros((), np.int64)}, r'field "x": got shape \[\], expected \[2\]'),
         ({"obs": np.zeros((2, 3, 2), np.uint8)}, r'field "obs": got shape \[2, 3, 2\], expected \[2, 2, 3\]'),
-        ({"obs": np.zeros((2, 3, 2), np.uint8).swapaxes(1, 2)}, 'field "obs": got an array that is not C-contiguous'),
         ({"is_first": np.zeros(1, bool)}, r'field "is_first": got shape \[1\], expected \[2\]'),
     ],
 )

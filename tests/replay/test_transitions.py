@@ -36,7 +36,8 @@ class Model:
         self.rows: list[list[Row]] = [[] for _ in range(num_envs)]
 
     def add(self, envs: list[int], ends: list[str], together: bool = False) -> None:
-        """Rows with the given ends: "", "terminated", "truncated", "final" (truncated with a final), "reset"."""
+        """Rows with the given ends: "", "terminated", "truncated", "final" (truncated with a final), "reset", "open"
+        (going on, with a final until then)."""
         added = []
         for env, end in zip(envs, ends, strict=True):
             rows = self.rows[env]
@@ -52,14 +53,17 @@ class Model:
                     "final": None,
                 }
             )
+            if not first:
+                rows[-1]["final"] = None
             rows.append(added[-1])
         columns = {
             name: np.array([row[name] for row in added], dtype).reshape(-1, *shape)
             for name, (shape, dtype) in self.buffer.fields.items()
         }
-        columns["is_first"] = np.array([end == "reset" for end in ends], bool)
+        if "reset" not in ends:
+            del columns["is_first"]
         self.buffer.add(**columns, envs=None if together else np.array(envs, np.int64))
-        final = [env for env, end in zip(envs, ends, strict=True) if end == "final"]
+        final = [env for env, end in zip(envs, ends, strict=True) if end in ("final", "open")]
         for env in final:
             self.rows[env][-1]["final"] = np.array([-5 - env, len(self.rows[env])])
         if final:
@@ -124,6 +128,8 @@ class Model:
                         following = np.zeros((max(frames, 1), 2), np.int64)
                 elif len(used) == n_step and used[-1] + 1 < len(rows) and not rows[used[-1] + 1]["is_first"]:
                     following = self.stack(env, used[-1] + 1, max(frames, 1))
+                elif last["final"] is not None and before is not None:
+                    following = [*before[1:], last["final"]]
                 own = self.stack(env, t, max(frames, 1))
                 if own is None or following is None:
                     continue
@@ -157,7 +163,7 @@ def check(draw: Any, expected: dict[int, Row], sampler: NativeSampler, distinct:
             np.testing.assert_allclose(batch[name][at], value, rtol=1e-5, err_msg=name)
 
 
-ENDS = st.sampled_from(["", "", "", "", "terminated", "truncated", "final", "reset"])
+ENDS = st.sampled_from(["", "", "", "", "terminated", "truncated", "final", "reset", "open"])
 
 
 @settings(max_examples=60, deadline=None)
@@ -274,6 +280,23 @@ def test_finals_are_saved_and_dropped_with_their_row(tmp_path: Path) -> None:
     ReplayBuffer.load(tmp_path)
 
 
+def test_a_final_of_an_open_episode_is_saved_and_dropped_where_it_goes_on(tmp_path: Path) -> None:
+    """Also where a reset broke the episode off, which leaves it."""
+    model = Model(20, 2)
+    for ends in (["", ""], ["open", "open"], ["reset", ""], ["open", ""]):
+        model.add([0, 1], ends)
+    loaded = Model(20, 2)
+    model.buffer.save(tmp_path)
+    loaded.buffer, loaded.rows = ReplayBuffer.load(tmp_path), model.rows
+    expected = loaded.transitions(2, 0.5, 0)
+    assert sorted(expected) == [0, 1, 2, 3, 10, 11]
+    check(lambda size, sampler: loaded.buffer.sample_transitions(size, 2, 0.5, sampler), expected, MostRecent(), True)
+    loaded.add([0, 1], ["", ""])
+    expected = loaded.transitions(2, 0.5, 0)
+    assert sorted(expected) == [0, 1, 2, 10, 11, 12]
+    check(lambda size, sampler: loaded.buffer.sample_transitions(size, 2, 0.5, sampler), expected, MostRecent(), True)
+
+
 def test_environments_with_different_numbers_of_rows_are_saved(tmp_path: Path) -> None:
     model, random = Model(90, 3), np.random.default_rng(2)
     for _ in range(5):
@@ -382,9 +405,8 @@ def one(**change: Any) -> dict[str, npt.NDArray[Any]]:
     [
         (np.array([2]), "envs: got 2, expected indices from 0 to 1"),
         (np.array([-1]), "envs: got -1, expected indices from 0 to 1"),
-        (np.array([1], np.int32), 'field "envs": got dtype int32, expected int64'),
         (np.array([[1]]), r'field "envs": got shape \[1, 1\], expected \[T\]'),
-        ([1], 'field "envs": got type list, expected a NumPy array'),
+        ([0.5], r'field "envs": got 0.5 \(dtype float64\), which int64 does not hold'),
         (np.array([0, 1]), r'field "obs": got shape \[1, 2\], expected \[2, 2\]'),
     ],
 )
@@ -399,19 +421,17 @@ def test_bad_environments_are_refused(envs: Any, message: str) -> None:
 
 def test_bad_finals_are_refused() -> None:
     buffer, obs = Model(8, 2).buffer, np.zeros((1, 2), np.int64)
-    with pytest.raises(ValueError, match="envs: the last row of environment 1 does not end an episode"):
+    with pytest.raises(ValueError, match="envs: environment 1 has no row"):
         buffer.set_final(envs=np.array([1]), obs=obs)
-    buffer.add(**one(), envs=np.array([0]))
-    with pytest.raises(ValueError, match="envs: the last row of environment 0 does not end an episode"):
-        buffer.set_final(envs=np.array([0]), obs=obs)
     buffer.add(**one(truncated=np.ones(1, bool)), envs=np.array([1]))
-    for columns, message in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({}, "no field was given"),
         ({"frame": obs}, 'unknown field "frame", expected obs'),
-        ({"obs": obs.astype(float)}, 'field "obs": got dtype float64, expected int64'),
-        ({"obs": obs[0]}, r'field "obs": got shape \[2\], expected \[1, 2\]'),
+        ({"obs": obs + 0.5}, r'field "obs": got 0.5 \(dtype float64\), which int64 does not hold'),
+        ({"obs": obs[0, 0]}, r'field "obs": got shape \[\], expected \[1, 2\]'),
         ({"truncated": np.ones(1, bool)}, 'field "truncated" has no value after the end of an episode'),
-    ]:
+    ]
+    for columns, message in cases:
         with pytest.raises(ValueError, match=message):
             buffer.set_final(envs=np.array([1]), **columns)
     with pytest.raises(ValueError, match="envs: environment 1 is given twice"):

@@ -2,7 +2,17 @@
 
 from drama.replay.buffer import FieldSpec, ReplayBuffer
 from drama.replay.prefetch import Prefetcher, to_torch
-from drama.replay.samplers import Batch, DynamicFrequency, MostRecent, Prioritized, Sampler, Stack, Uniform
+from drama.replay.samplers import (
+    Batch,
+    DynamicFrequency,
+    MostRecent,
+    Prioritized,
+    Sampler,
+    Stack,
+    TransitionSampler,
+    Uniform,
+)
+from drama.replay.writer import StepWriter
 
 __all__ = [
     "Batch",
@@ -14,6 +24,8 @@ __all__ = [
     "ReplayBuffer",
     "Sampler",
     "Stack",
+    "StepWriter",
+    "TransitionSampler",
     "Uniform",
     "to_torch",
 ]

@@ -9,25 +9,54 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeAlias
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from drama import _native
-from drama.replay.samplers import (
-    Array,
-    Batch,
-    NativeSampler,
-    Sampler,
-    Stack,
-    Uniform,
-    frames_of,
-)
+from drama.replay.samplers import Batch, Sampler, Stack, TransitionSampler, Uniform, frames_of
 
 FieldSpec: TypeAlias = tuple[Sequence[int], npt.DTypeLike]
 
 _SAMPLERS = "Uniform(), MostRecent(), Prioritized() or a role of DynamicFrequency()"
+
+
+if TYPE_CHECKING:
+    _of_class = classmethod
+else:
+
+    class _of_class(classmethod):
+        """A class method that an instance refuses, as its result would be lost on most who call it there."""
+
+        def __get__(self, instance: object, owner: type | None = None) -> Any:
+            return super().__get__(instance, owner) if instance is None else self._refuse
+
+        def _refuse(self, *_: object, **__: object) -> NoReturn:
+            name = self.__func__.__name__
+            raise TypeError(f"{name} makes a new buffer: call ReplayBuffer.{name}(...) and keep what it returns")
+
+
+def _unpickle(cls: type[ReplayBuffer], files: dict[str, bytes]) -> ReplayBuffer:
+    with TemporaryDirectory(prefix="drama-") as folder:
+        for name, content in files.items():
+            (Path(folder) / Path(name).name).write_bytes(content)
+        return cls.load(folder)
+
+
+def _row_ids(indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    slots = np.asarray(indices)
+    if slots.ndim != 1 or (slots.size and slots.dtype.kind not in "iu"):
+        raise ValueError(f"indices: got dtype {slots.dtype} and shape {slots.shape}, expected integers [B]")
+    return slots.astype(np.int64, copy=False)
+
+
+def _next_names(next_fields: Sequence[str]) -> list[str]:
+    if isinstance(next_fields, str) or not isinstance(next_fields, Collection):
+        raise TypeError(f"next_fields: got {next_fields!r}, expected a sequence of names")
+    return list(next_fields)
 
 
 def _declared(name: str, spec: FieldSpec) -> tuple[list[int], str]:
@@ -52,7 +81,8 @@ class ReplayBuffer:
     """Stores the last rows of `num_envs` streams and draws sequences from them.
 
     Memory is taken as rows are written. All methods may be called from several threads, and a process may fork
-    meanwhile: the child's buffer is a copy.
+    meanwhile: the child's buffer is a copy. `StepWriter` adds what an environment's `step` returns; a pickle, or a copy
+    by the module `copy`, has all rows and draws what this one would.
 
     With `storage` the rows lie in mapped files instead, for more data than there is memory. These files are working
     memory, not a save: they have no name, and their room is free again when the buffer is gone or the process ends,
@@ -96,38 +126,61 @@ class ReplayBuffer:
             raise ValueError(f"compress: got {compress!r}, expected names of declared fields ({', '.join(declared)})")
         native_fields = [(name, dtype, shape, name in compress) for name, (shape, dtype) in declared.items()]
         self.native = _native.Replay(capacity, native_fields, num_envs, seed, storage)
+        self.storage = storage
 
-    def add(self, *, envs: npt.NDArray[np.int64] | None = None, **columns: Array) -> None:
+    def add(self, *, envs: npt.ArrayLike | None = None, **columns: npt.ArrayLike) -> None:
         """Add one row to every environment, or to some.
 
+        A row holds what was seen before its action. With a vector that resets by itself, not every step makes a row:
+        `StepWriter` knows which.
+
+        Arrays of another dtype, lists and numbers are cast, which may round floating-point numbers and must not lose
+        anything else; arrays that need no cast and are C-contiguous are fastest.
+
         Args:
-            envs: the different environments, int64 `[K]`, that the rows belong to; by default all in order.
-            columns: one C-contiguous array `[K, ...]` per field. `is_first` is optional: the first row of a
-                stream and each row after an episode's end are marked in any case.
+            envs: the different environments, integers `[K]`, that the rows belong to; by default all in order.
+            columns: one array `[K, ...]` per field, or the row alone where K is 1. `is_first` is optional: the first
+                row of a stream and each row after an episode's end are marked in any case.
 
         Raises:
-            ValueError: a field is unknown or missing, an array has the wrong shape, dtype or order, or an environment
-                does not exist or is named twice; then nothing is added.
+            ValueError: a field is unknown or missing, an array has the wrong shape or does not fit the field's dtype,
+                `is_first` is false after an episode's end, or an environment does not exist or is named twice; then
+                nothing is added.
         """
         self.native.add(columns, envs)
 
-    def add_block(self, **columns: Array) -> None:
-        """Add T rows to every environment: as `add`, with arrays `[T, num_envs, ...]`."""
+    def add_block(self, **columns: npt.ArrayLike) -> None:
+        """Add T rows to every environment: as `add`, with arrays `[T, num_envs, ...]`, or `[T, ...]` for one."""
         self.native.add_block(columns)
 
-    def set_final(self, *, envs: npt.NDArray[np.int64], **columns: Array) -> None:
+    def set_final(self, *, envs: npt.ArrayLike, **columns: npt.ArrayLike) -> None:
         """Keep what was seen after the last row of some environments, for `sample_transitions` to go on from.
 
-        It is kept until the row is overwritten.
+        It is kept until the row is overwritten, or a next row goes on with the episode.
 
         Args:
-            envs: the different environments, int64 `[K]`. Their last row has ended an episode.
-            columns: one C-contiguous array `[K, ...]` for each field that is known, such as `obs`.
+            envs: the different environments, integers `[K]`.
+            columns: one array `[K, ...]` for each field that is known, such as `obs`; cast as by `add`.
 
         Raises:
-            ValueError: as `add`, or an episode goes on; then nothing is kept.
+            ValueError: as `add`, or an environment has no row; then nothing is kept.
         """
         self.native.set_final(envs, columns)
+
+    def clear(self) -> None:
+        """Forget all rows, but not how far the random numbers are. Memory stays for the rows to come.
+
+        A sampler with a memory has to be made anew.
+        """
+        self.native.clear()
+
+    def rows(self, env: int = 0) -> Batch:
+        """Copies of the rows that an environment holds, `[rows, ...]` by field name, oldest first.
+
+        Raises:
+            IndexError: there is no such environment.
+        """
+        return self.native.rows(env)
 
     def sample(
         self,
@@ -176,22 +229,22 @@ class ReplayBuffer:
         batch_size: int,
         n_step: int = 1,
         discount: float = 0.99,
-        sampler: NativeSampler | None = None,
+        sampler: TransitionSampler | None = None,
         out: Batch | None = None,
         stack: Stack | None = None,
         next_fields: Sequence[str] = ("obs",),
     ) -> Batch:
         """Draw `batch_size` transitions over `n_step` rows, or fewer where the episode ends.
 
-        What follows the last row is read from the next one; after a truncation it is what `set_final` was given, and
-        after a termination that, or zero. A row is no start where it is unknown, so rows before an episode truncated
-        without `set_final` and the newest rows of an episode under way are not drawn.
+        What follows the last row is read from the next one; where there is none that goes on, it is what `set_final`
+        was given, or zero after a termination. A row is no start where it is unknown: those before the end of an
+        episode truncated or broken off without `set_final`, and the newest rows of an episode under way.
 
         Args:
             batch_size: number of transitions B.
             n_step: rows of each, at most.
             discount: factor of a reward one row later, from 0 to 1.
-            sampler: how starts are chosen, one of this module; by default uniformly, with replacement.
+            sampler: how starts are chosen; by default uniformly, with replacement.
             out: arrays to use again, as in `sample`.
             stack: frames by field, as in `sample`.
             next_fields: the fields wanted of what follows.
@@ -205,17 +258,19 @@ class ReplayBuffer:
         Raises:
             ValueError: there are too few starts, no field `reward`, a name is unknown, a number is out of range, or an
                 array of `out` does not fit.
-            TypeError: the sampler is not one of this module, or an argument is of the wrong type.
+            TypeError: an argument is of the wrong type.
         """
-        sampler = Uniform() if sampler is None else sampler
-        if not isinstance(sampler, NativeSampler):
-            raise TypeError(f"sampler: got {sampler!r}, expected {_SAMPLERS}")
-        if isinstance(next_fields, str) or not isinstance(next_fields, Collection):
-            raise TypeError(f"next_fields: got {next_fields!r}, expected a sequence of names")
-        frames = frames_of(stack, out)
-        return self.native.sample_transitions(
-            batch_size, n_step, discount, sampler.source, list(next_fields), frames, out
-        )
+        options: dict[str, Any] = {}
+        if stack is not None:
+            options["stack"] = stack
+        if (names := _next_names(next_fields)) != ["obs"]:
+            options["next_fields"] = names
+        if sampler is None:
+            sampler = Uniform()
+        elif isinstance(sampler, type) or not hasattr(sampler, "sample_transitions"):
+            what = "an object with a method `sample_transitions`"
+            raise TypeError(f"sampler: got {sampler!r}, expected {_SAMPLERS} or {what}")
+        return sampler.sample_transitions(self, batch_size, n_step, discount, out, **options)
 
     def gather(
         self,
@@ -234,11 +289,28 @@ class ReplayBuffer:
             IndexError: a row is not there or was overwritten, fewer than `length` rows follow from it, or a frame to
                 stack is gone.
         """
-        slots = np.asarray(indices)
-        if slots.ndim != 1 or (slots.size and slots.dtype.kind not in "iu"):
-            raise ValueError(f"indices: got dtype {slots.dtype} and shape {slots.shape}, expected integers [B]")
+        return self.native.gather(_row_ids(indices), length, within_episode, frames_of(stack, out), out)
+
+    def gather_transitions(
+        self,
+        indices: npt.ArrayLike,
+        n_step: int = 1,
+        discount: float = 0.99,
+        out: Batch | None = None,
+        stack: Stack | None = None,
+        next_fields: Sequence[str] = ("obs",),
+    ) -> Batch:
+        """Put together the transitions that start in the rows `indices`, `[B]`, as `sample_transitions` does.
+
+        Raises:
+            ValueError: as `sample_transitions`, or `indices` are no integers `[B]`.
+            IndexError: a row is not there or was overwritten, what follows its transition is unknown, or a frame to
+                stack is gone.
+        """
         frames = frames_of(stack, out)
-        return self.native.gather(slots.astype(np.int64, copy=False), length, within_episode, frames, out)
+        return self.native.gather_transitions(
+            _row_ids(indices), n_step, discount, _next_names(next_fields), frames, out
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save to the directory `path`, writing only what changed since the last save or load.
@@ -252,7 +324,7 @@ class ReplayBuffer:
         """
         self.native.save(os.fspath(path))
 
-    @classmethod
+    @_of_class
     def load(cls, path: str | os.PathLike[str], storage: str | os.PathLike[str] | None = None) -> ReplayBuffer:
         """Load what `save` wrote, into mapped files if `storage` is given; draws continue as they would have.
 
@@ -262,7 +334,18 @@ class ReplayBuffer:
         """
         buffer = cls.__new__(cls)
         buffer.native = _native.Replay.load(os.fspath(path), storage)
+        buffer.storage = storage
         return buffer
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.storage is not None:
+            what = "a buffer with storage= cannot be pickled or copied"
+            raise TypeError(f"{what}: save it, and load it with another storage=")
+        with TemporaryDirectory(prefix="drama-") as folder:
+            self.native.dump(folder)
+            files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+        others = {name: value for name, value in vars(self).items() if name != "native"}
+        return _unpickle, (type(self), files), others
 
     def __len__(self) -> int:
         """Rows held now, over all environments."""
@@ -314,4 +397,6 @@ class ReplayBuffer:
         return tuple(name for name, *_, compressed in self.native.fields if compressed)
 
     def __repr__(self) -> str:
-        return f"ReplayBuffer(capacity={self.capacity}, num_envs={self.num_envs}, rows={len(self)})"
+        fields = (f"{name}: {dtype}{list(shape) if shape else ''}" for name, (shape, dtype) in self.fields.items())
+        size = f"capacity={self.capacity}, num_envs={self.num_envs}, rows={len(self)}"
+        return f"ReplayBuffer({size}, fields={{{', '.join(fields)}}})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import threading
 import weakref
@@ -9,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -63,14 +64,15 @@ class Prefetcher(Generic[T]):
 
     Args:
         buffer: where to draw from.
-        sample: arguments of `buffer.sample`, or a function that takes `out=` as `sample` does and returns a batch, as
+        sample: arguments of `buffer.sample`, or a function that returns a batch. It is called in the thread with
+            nothing but `out=`, which is None or a batch that it returned before and nobody uses any more, to draw into;
             `functools.partial(buffer.sample_transitions, 32)` makes one.
         depth: how many batches are kept ready.
         transform: called in the thread with each batch; what it returns is handed out in the batch's place.
 
     Raises:
         ValueError: `depth` is less than 1, or `sample` has an entry `out`.
-        TypeError: `sample` is neither a mapping nor a function.
+        TypeError: `sample` is neither a mapping nor a function that can be called with `out=` alone.
     """
 
     @overload
@@ -107,6 +109,7 @@ class Prefetcher(Generic[T]):
             if "out" in sample:
                 raise ValueError("sample must not have an entry 'out': the prefetcher has memory of its own")
             sample = partial(buffer.sample, **sample)
+        _check_call(sample)
         self._line = _Line(sample, depth, transform)
         self._thread = threading.Thread(target=self._line.run, name="drama-prefetch", daemon=True)
         self._thread.start()
@@ -141,6 +144,10 @@ class Prefetcher(Generic[T]):
     def close(self) -> None:
         """Stop drawing and drop the batches that are ready, once the draw under way has ended (10 s at most)."""
         self._close()
+
+    def __reduce__(self) -> NoReturn:
+        what = "a Prefetcher cannot be pickled or copied, as it draws in a thread"
+        raise TypeError(f"{what}: make another, of the buffer or of its copy")
 
     def __enter__(self) -> Prefetcher[T]:
         return self
@@ -184,6 +191,8 @@ class _Line:
         try:
             unused = next((i for i, memory in enumerate(self.memory) if _references(memory) == _ALONE), None)
             batch = self.draw(out=None if unused is None else self.memory[unused])
+            if not isinstance(batch, Mapping):
+                raise TypeError(f"sample: the function returned {type(batch).__name__}, expected arrays by name")
             if unused is not None:
                 del self.memory[unused]
             self.memory.append({name: array for name, array in batch.items() if isinstance(array, np.ndarray)})
@@ -205,6 +214,18 @@ class _Line:
     def settle(self) -> None:
         with self.changed:
             self.changed.wait_for(self.full)
+
+
+def _check_call(sample: Callable[..., Batch]) -> None:
+    """Refuses what cannot be called with `out=` alone, which else the first batch would tell."""
+    try:
+        signature = inspect.signature(sample)
+    except (TypeError, ValueError):  # written in C
+        return
+    try:
+        signature.bind(out=None)
+    except TypeError as error:
+        raise TypeError(f"sample: it is called with out= alone, and {sample!r} takes {signature}: {error}") from None
 
 
 def _close(line: _Line, thread: threading.Thread) -> None:

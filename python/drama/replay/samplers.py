@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -55,6 +55,21 @@ class Sampler(Protocol):
         ...
 
 
+@runtime_checkable
+class TransitionSampler(Protocol):
+    """Chooses the starts of transitions; anything with this method can be given to
+    `ReplayBuffer.sample_transitions`.
+
+    `stack` and `next_fields` are passed on by keyword where they were given.
+    """
+
+    def sample_transitions(
+        self, buffer: ReplayBuffer, batch_size: int, n_step: int, discount: float, out: Batch | None = None
+    ) -> Batch:
+        """Draw `batch_size` transitions into `out`; `buffer.gather_transitions` puts chosen ones together."""
+        ...
+
+
 class NativeSampler:
     """A sampler of this package: its draws are made in Rust, of sequences and of transitions."""
 
@@ -74,6 +89,22 @@ class NativeSampler:
     ) -> Batch:
         """Draw a batch; see `ReplayBuffer.sample`."""
         return buffer.native.sample(batch_size, length, self.source, bool(within_episode), frames_of(stack, out), out)
+
+    def sample_transitions(
+        self,
+        buffer: ReplayBuffer,
+        batch_size: int,
+        n_step: int,
+        discount: float,
+        out: Batch | None = None,
+        stack: Stack | None = None,
+        next_fields: Sequence[str] = ("obs",),
+    ) -> Batch:
+        """Draw transitions; see `ReplayBuffer.sample_transitions`."""
+        frames = frames_of(stack, out)
+        return buffer.native.sample_transitions(
+            batch_size, n_step, discount, self.source, list(next_fields), frames, out
+        )
 
 
 class Uniform(NativeSampler):
@@ -179,6 +210,12 @@ class Prioritized(NativeSampler):
         self.native.set_state(priorities, float(state["largest"]), np.asarray(state["seen"], dtype=np.uint64))
         self.beta = beta
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.alpha, self.beta, self.replacement), self.state_dict()
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.load_state_dict(state)
+
     def __repr__(self) -> str:
         return f"Prioritized(alpha={self.alpha}, beta={self.beta}, replacement={self.replacement})"
 
@@ -257,6 +294,12 @@ class DynamicFrequency:
         n, b = (np.asarray(state[name], dtype=np.uint32) for name in ("n", "b"))
         seen, num_envs = np.asarray(state["seen"], dtype=np.uint64), int(state["num_envs"])
         self.native.set_state(n, b, np.full(num_envs, seen) if seen.ndim == 0 else seen, num_envs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.temperature, self.ratio, self.alpha, self.beta), self.state_dict()
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.load_state_dict(state)
 
     def __repr__(self) -> str:
         arguments = f"temperature={self.temperature}, ratio={self.ratio}, alpha={self.alpha}, beta={self.beta}"

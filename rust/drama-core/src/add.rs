@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::{
     error::{Error, Result},
+    finals::Finals,
     memory::{STREAM_FROM, stream, table, try_collect},
     parallel::{BYTES_PER_SHARE, share_out, workers},
     ring::{Ring, Storage},
@@ -11,8 +12,8 @@ use crate::{
 };
 
 impl Ring {
-    /// Keeps what follows the newest row of each of `envs`, which ended an episode, until that row is overwritten.
-    /// `columns` has one entry per field in schema order, laid out `[envs, ...]`.
+    /// Keeps what follows the newest row of each of `envs`, until that row is overwritten or the next one goes on from
+    /// it. `columns` has one entry per field in schema order, laid out `[envs, ...]`.
     pub fn set_final(&mut self, envs: &[usize], columns: &[Option<&[u8]>]) -> Result<()> {
         self.check_envs(envs)?;
         self.check_sizes(envs.len(), columns)?;
@@ -24,9 +25,8 @@ impl Ring {
             return Error::value("no field was given");
         }
         for &env in envs {
-            let newest = self.totals[env].checked_sub(1).map(|t| self.slot(env, t));
-            if !newest.is_some_and(|slot| self.ended(slot)) {
-                return Error::value(format!("envs: the last row of environment {env} does not end an episode"));
+            if self.totals[env] == 0 {
+                return Error::value(format!("envs: environment {env} has no row"));
             }
         }
         self.changes += 1;
@@ -58,8 +58,9 @@ impl Ring {
         self.check_columns(rows, envs.len(), columns)?;
         let ended = |env: usize| self.totals[env].checked_sub(1).is_none_or(|t| self.ended(self.slot(env, t)));
         let ended = try_collect(envs.iter().map(|&env| ended(env)), RANGES)?;
-        self.drop_finals(rows, envs);
+        self.check_firsts(rows, envs, &ended, columns)?;
         self.note_changes(rows, envs);
+        self.drop_finals(rows, envs, &ended, columns);
         self.write(rows, envs, columns);
         self.mark_firsts(rows, envs, &ended, columns);
         for &env in envs {
@@ -69,12 +70,32 @@ impl Ring {
         Ok(())
     }
 
-    /// Drops what follows the rows that the next `rows` of each of `envs` will overwrite.
-    fn drop_finals(&mut self, rows: usize, envs: &[usize]) {
-        if self.finals.is_empty() {
+    /// Forgets all rows. The memory stays, for those to come; for samplers it is another ring from now on.
+    pub fn clear(&mut self) {
+        self.renew();
+        self.changes += 1;
+        self.totals.fill(0);
+        self.heads.fill(0);
+        self.finals = Finals::new(self.schema.fields().len());
+        for column in &mut self.columns {
+            if let Storage::Packed(packed) = column {
+                packed.clear();
+            }
+        }
+    }
+
+    /// Drops what follows the rows that the next `rows` of each of `envs` will overwrite or go on from.
+    fn drop_finals(&mut self, rows: usize, envs: &[usize], ended: &[bool], columns: &[Option<&[u8]>]) {
+        if self.finals.is_empty() || rows == 0 {
             return;
         }
-        for &env in envs {
+        let firsts = columns[self.schema.is_first()];
+        for (at, &env) in envs.iter().enumerate() {
+            if !ended[at] && firsts.is_none_or(|firsts| firsts[at] == 0) {
+                let slot = self.slot(env, self.totals[env] - 1);
+                self.finals.remove(slot);
+                self.note_change(slot - env * self.rows_per_env, 1);
+            }
             for t in (self.totals[env]..).take(rows.min(self.rows_per_env)) {
                 self.finals.remove(self.slot(env, t));
             }
@@ -136,15 +157,35 @@ impl Ring {
         share_out(threads, || pieces.pop(), |(rows, target, source)| source.copy(&rows, target, beside));
     }
 
+    /// Whether row number `row` of environment number `at` of `envs` comes after the end of an episode; `ended` says so
+    /// for the first row of each.
+    fn after_end(&self, envs: usize, at: usize, row: usize, ended: &[bool], columns: &[Option<&[u8]>]) -> bool {
+        let flags = [columns[self.schema.terminated()], columns[self.schema.truncated()]];
+        if row == 0 { ended[at] } else { flags.iter().flatten().any(|flags| flags[(row - 1) * envs + at] != 0) }
+    }
+
+    /// Refuses a row that follows the end of an episode and is said to be no start.
+    fn check_firsts(&self, rows: usize, envs: &[usize], ended: &[bool], columns: &[Option<&[u8]>]) -> Result<()> {
+        let Some(firsts) = columns[self.schema.is_first()] else { return Ok(()) };
+        for (at, &env) in envs.iter().enumerate() {
+            // A stream may begin in the middle of an episode.
+            for row in usize::from(self.totals[env] == 0)..rows {
+                if firsts[row * envs.len() + at] == 0 && self.after_end(envs.len(), at, row, ended, columns) {
+                    return Error::value(format!(
+                        "field \"is_first\": got false for a row of environment {env} that follows the end of an episode"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Marks each row after the end of an episode; `ended` says whether the row before the first one is such an end.
     fn mark_firsts(&mut self, rows: usize, envs: &[usize], ended: &[bool], columns: &[Option<&[u8]>]) {
-        let (terminated, truncated) = (columns[self.schema.terminated()], columns[self.schema.truncated()]);
-        let ends = |at: usize| [terminated, truncated].iter().flatten().any(|flags| flags[at] != 0);
         let index = self.schema.is_first();
         for (at, &env) in envs.iter().enumerate() {
             for row in rows.saturating_sub(self.rows_per_env)..rows {
-                let first = if row == 0 { ended[at] } else { ends((row - 1) * envs.len() + at) };
-                if first {
+                if self.after_end(envs.len(), at, row, ended, columns) {
                     let slot = env * self.rows_per_env + (self.heads[env] + row) % self.rows_per_env;
                     self.plain_mut(index)[slot] = 1;
                 }

@@ -35,6 +35,12 @@ impl Packed {
         Ok(Self { row_bytes, rows, scratch, stored: 0 })
     }
 
+    /// Gives all rows back.
+    pub(crate) fn clear(&mut self) {
+        self.rows.clear();
+        self.stored = 0;
+    }
+
     /// Bytes over all rows.
     pub(crate) fn stored(&self) -> usize {
         self.stored

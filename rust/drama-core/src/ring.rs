@@ -35,6 +35,8 @@ pub(crate) enum Storage {
 /// `e * rows_per_env + t % rows_per_env`.
 pub struct Ring {
     id: u64,
+    /// How often rows had gone around when they were cleared.
+    rounds: u64,
     pub(crate) schema: Schema,
     pub(crate) columns: Vec<Storage>,
     capacity: usize,
@@ -83,6 +85,11 @@ fn new_identity() -> u64 {
     RandomState::new().hash_one((now, std::process::id(), std::thread::current().id()))
 }
 
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 impl Ring {
     /// An empty ring that keeps at least `capacity` rows over all environments.
     pub fn new(schema: Schema, capacity: usize, num_envs: usize) -> Result<Self> {
@@ -92,7 +99,6 @@ impl Ring {
     /// As `new`, with the rows in files in the directory `storage` if given. The files are working memory: they have
     /// no name and are gone with the ring.
     pub fn stored(schema: Schema, capacity: usize, num_envs: usize, storage: Option<&Path>) -> Result<Self> {
-        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let rows_per_env = rows_per_env(capacity, num_envs)?;
         let slots = rows_per_env * num_envs;
         let column = |field: &Field| match storage {
@@ -105,10 +111,10 @@ impl Ring {
         let columns = schema.fields().iter().map(column).collect::<Result<Vec<_>>>()?;
         let finals = Finals::new(schema.fields().len());
         let (totals, heads) = (table(0, num_envs, RANGES)?, table(0, num_envs, RANGES)?);
-        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let rows_per_chunk = rows_per_chunk(&schema, num_envs, rows_per_env);
         Ok(Self {
-            id,
+            id: next_id(),
+            rounds: 0,
             identity: new_identity(),
             rows_per_chunk,
             versions: Vec::new(),
@@ -153,6 +159,13 @@ impl Ring {
             self.versions.resize(last + 1, 0);
         }
         self.versions[first..=last].fill(self.changes);
+    }
+
+    /// Becomes another ring than before to what follows it.
+    pub(crate) fn renew(&mut self) {
+        self.id = next_id();
+        self.rounds += self.totals.iter().max().map_or(0, |total| total / self.rows_per_env as u64 + 1);
+        self.found = Mutex::default();
     }
 
     /// The fields of a row.
@@ -252,10 +265,10 @@ impl Ring {
     }
 
     /// What a batch names the row in `slot` by, and no other row ever: its slot, and as many times the number of slots
-    /// as the rows of its environment had gone around when it came.
+    /// as the rows of its environment had gone around when it came, counting those that were cleared.
     pub fn index(&self, slot: usize) -> i64 {
         let (_, t) = self.row_of(slot);
-        (slot as u64 + t / self.rows_per_env as u64 * self.slots() as u64) as i64
+        (slot as u64 + (self.rounds + t / self.rows_per_env as u64) * self.slots() as u64) as i64
     }
 
     /// The slots of the rows that a batch named.
@@ -298,6 +311,12 @@ impl Ring {
     /// Whether the row in `slot` is the first of its episode.
     pub(crate) fn first_of_episode(&self, slot: usize) -> bool {
         self.plain(self.schema.is_first())[slot] != 0
+    }
+
+    /// Whether the row after that in `slot`, which holds one, goes on with its episode.
+    pub(crate) fn goes_on(&self, slot: usize) -> bool {
+        let (env, t) = self.row_of(slot);
+        t + 1 < self.totals[env] && !self.is_first(env, t + 1)
     }
 
     /// Starts to read the built-in fields of a row.

@@ -147,6 +147,14 @@ impl<'r> Starts<'r> {
         }
     }
 
+    /// Refuses those of `slots` that are no starts.
+    pub fn check_slots(&self, slots: &[usize]) -> Result<()> {
+        match slots.iter().find(|&&slot| !self.ring.holds(slot) || !self.accepts(slot)) {
+            Some(slot) => Err(Error::Index(format!("index {slot}: no {} start there", self.what()))),
+            None => Ok(()),
+        }
+    }
+
     /// Starts to read what `accepts` will need.
     pub(crate) fn prefetch(&self, slot: usize) {
         if self.conditional() {
@@ -165,12 +173,16 @@ impl<'r> Starts<'r> {
         Ok(())
     }
 
-    /// What is wrong with a draw of `count` where there are only `available`.
-    pub(crate) fn too_few(&self, count: usize, distinct: bool, available: usize) -> String {
-        let what = match self.kind {
+    fn what(&self) -> String {
+        match self.kind {
             Kind::Sequence { length } | Kind::Episode { length } => format!("starts of length {length}"),
             Kind::Transition { steps, .. } => format!("transitions of {steps} steps"),
-        };
+        }
+    }
+
+    /// What is wrong with a draw of `count` where there are only `available`.
+    pub(crate) fn too_few(&self, count: usize, distinct: bool, available: usize) -> String {
+        let what = self.what();
         if distinct {
             return format!("asked for {count} distinct {what}, but only {available} exist");
         }

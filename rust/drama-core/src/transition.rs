@@ -28,7 +28,7 @@ enum End {
     Terminated,
     Truncated,
     /// The rows to come are not there yet, or the episode broke off unmarked.
-    Unknown,
+    Open,
 }
 
 /// The rows of a transition.
@@ -58,7 +58,7 @@ impl Span {
         } else if next.is_some() {
             End::Followed
         } else {
-            End::Unknown
+            End::Open
         };
         let next = next.filter(|_| end == End::Followed);
         Self { env, t, used, first, last, next, end }
@@ -66,10 +66,11 @@ impl Span {
 
     /// Whether there is a value to go on from for each field of `next`, wherever it counts.
     fn known(&self, ring: &Ring, next: &[usize]) -> bool {
+        let given = || next.iter().all(|&field| ring.finals().get(field, self.last).is_some());
         match self.end {
             End::Followed | End::Terminated => true,
-            End::Truncated => next.iter().all(|&field| ring.finals().get(field, self.last).is_some()),
-            End::Unknown => false,
+            End::Truncated => given(),
+            End::Open => !next.is_empty() && given(),
         }
     }
 }

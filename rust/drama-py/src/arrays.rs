@@ -62,7 +62,8 @@ pub(crate) fn columns<'py>(
         let name: String = key.extract()?;
         if !fields.iter().any(|field| field.name() == name) {
             let known: Vec<_> = fields.iter().map(Field::name).collect();
-            return Err(PyValueError::new_err(format!("unknown field {name:?}, expected {}", known.join(", "))));
+            let (hint, known) = (hint(&name, &known), known.join(", "));
+            return Err(PyValueError::new_err(format!("unknown field {name:?}, expected {known}{hint}")));
         }
     }
     let mut leading = leading.to_vec();
@@ -75,7 +76,7 @@ pub(crate) fn columns<'py>(
             }
             return Err(PyValueError::new_err(format!("field {:?} is missing", field.name())));
         };
-        columns.push(Some(column(field, &value, &mut leading)?));
+        columns.push(Some(input(field, &value, &mut leading)?));
     }
     let rows = if leading.len() > 1 { leading[0].unwrap_or(0) } else { 1 };
     Ok((rows, columns))
@@ -84,13 +85,51 @@ pub(crate) fn columns<'py>(
 /// The different environments in the int64 array `value`.
 pub(crate) fn envs(value: &Bound<'_, PyAny>, num_envs: usize) -> PyResult<Vec<usize>> {
     let field = Field::new("envs", DType::Int64, Vec::new()).map_err(to_python)?;
-    let array = column(&field, value, &mut [None])?;
+    let array = input(&field, value, &mut [None])?;
     let number = |bytes: &[u8]| {
         let env = bytes.try_into().map_or(-1, i64::from_ne_bytes);
         usize::try_from(env)
             .map_err(|_| PyValueError::new_err(format!("envs: got {env}, expected indices from 0 to {}", num_envs - 1)))
     };
     bytes(&array).chunks_exact(8).map(number).collect()
+}
+
+/// What to give in place of a name that is usual elsewhere.
+fn hint(name: &str, known: &[&str]) -> String {
+    let ours = match name {
+        "done" | "dones" | "terminal" | "terminals" => {
+            return "; an episode ends by `terminated`, where nothing is to come, or `truncated`, where it was cut off"
+                .into();
+        }
+        "next_obs" | "next_observation" | "next_observations" | "next_state" | "final_obs" => {
+            return "; what follows a row is read from the next one, and after an episode's last row it is what \
+                    `set_final` is given; `StepWriter` sees to both"
+                .into();
+        }
+        "observation" | "observations" | "state" | "states" => "obs",
+        "act" | "actions" => "action",
+        "rew" | "rewards" => "reward",
+        "terminateds" | "termination" | "terminations" => "terminated",
+        "truncateds" | "truncation" | "truncations" | "timeout" | "timeouts" => "truncated",
+        "first" | "is_start" | "episode_start" | "episode_starts" => "is_first",
+        _ => return String::new(),
+    };
+    if known.contains(&ours) { format!("; `{ours}` is what it is called here") } else { String::new() }
+}
+
+/// What is given for a field, cast where that loses nothing.
+fn input<'py>(
+    field: &Field,
+    value: &Bound<'py, PyAny>,
+    leading: &mut [Option<usize>],
+) -> PyResult<Bound<'py, PyUntypedArray>> {
+    if let Ok(array) = column(field, value, leading) {
+        return Ok(array);
+    }
+    let py = value.py();
+    let cast = py.import(intern!(py, "drama.replay.casting"))?.getattr(intern!(py, "as_column"))?;
+    let given = (field.name(), field.dtype().name(), field.shape().len(), leading.to_vec(), value);
+    column(field, &cast.call1(given)?, leading)
 }
 
 fn column<'py>(

@@ -8,11 +8,15 @@ use std::{
 };
 
 use drama_core::{
-    ChaCha8Rng, Field, Layout, Live, Pool, Ring, Saved, Schema, Starts, Steps, gather_sequences, gather_transitions,
+    ChaCha8Rng, Error, Field, Layout, Live, Pool, Ring, Saved, Schema, Starts, Steps, gather_sequences, gather_transitions,
     load_stored, save, seeded, try_collect,
 };
 use numpy::{PyArray1, PyReadonlyArray1};
-use pyo3::{exceptions::PyValueError, prelude::*, types::PyDict};
+use pyo3::{
+    exceptions::{PyIndexError, PyValueError},
+    prelude::*,
+    types::PyDict,
+};
 
 use crate::{
     arrays::{self, Outputs, bytes, columns, copied, number, size},
@@ -115,6 +119,11 @@ impl Replay {
         self.ring.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Places of the fields wanted of what follows a transition.
+    fn positions(&self, next_fields: &[String]) -> PyResult<Vec<usize>> {
+        next_fields.iter().map(|name| position(&self.fields, "next_fields", name)).collect()
+    }
+
     fn add_rows(
         &self,
         py: Python<'_>,
@@ -126,6 +135,26 @@ impl Replay {
         let slices: Vec<_> = arrays.iter().map(|array| array.as_ref().map(bytes)).collect();
         detached(py, || self.write().add(rows, envs, &slices)).map_err(to_python)
     }
+}
+
+/// What a transition consists of, with the numbers as Python gives them.
+fn steps<'a>(
+    n_step: &Bound<'_, PyAny>,
+    discount: &Bound<'_, PyAny>,
+    stacks: &'a [usize],
+    next: &'a [usize],
+) -> PyResult<Steps<'a>> {
+    let (steps, discount) = (size("n_step", n_step)?, number("discount", discount)?);
+    if !(0.0..=1.0).contains(&discount) {
+        return Err(PyValueError::new_err(format!("discount must be from 0 to 1, got {discount}")));
+    }
+    Ok(Steps { steps, discount, stacks, next })
+}
+
+/// The starts of such transitions.
+fn transitions<'r>(ring: &'r Ring, steps: &'r Steps<'_>) -> Result<Starts<'r>, Error> {
+    let starts = Starts::transitions(ring, steps.steps, steps.next)?;
+    Ok(starts.stacked(steps.stacks.iter().copied().max().unwrap_or(0)))
 }
 
 #[pymethods]
@@ -167,6 +196,11 @@ impl Replay {
         let (_, arrays) = arrays::columns(&self.fields, columns, &[Some(envs.len())], true)?;
         let slices: Vec<_> = arrays.iter().map(|array| array.as_ref().map(bytes)).collect();
         detached(py, || self.write().set_final(&envs, &slices)).map_err(to_python)
+    }
+
+    /// Forgets all rows.
+    fn clear(&self, py: Python<'_>) {
+        detached(py, || self.write().clear());
     }
 
     /// Sequences from starts drawn by `sampler`, in the arrays of `out` where it has them.
@@ -217,30 +251,80 @@ impl Replay {
         stack: Option<BTreeMap<String, Bound<'py, PyAny>>>,
         out: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let (count, n_step) = (size("batch_size", batch_size)?, size("n_step", n_step)?);
-        let discount = number("discount", discount)?;
-        if !(0.0..=1.0).contains(&discount) {
-            return Err(PyValueError::new_err(format!("discount must be from 0 to 1, got {discount}")));
-        }
-        let (sampler, stacks) = (Sampler::new(sampler)?, stacks(&self.fields, stack, self.rows_per_env)?);
-        let next = next_fields.iter().map(|name| position(&self.fields, "next_fields", name));
-        let next = next.collect::<PyResult<Vec<_>>>()?;
-        let steps = Steps { steps: n_step, discount, stacks: &stacks, next: &next };
+        let (count, sampler) = (size("batch_size", batch_size)?, Sampler::new(sampler)?);
+        let (stacks, next) = (stacks(&self.fields, stack, self.rows_per_env)?, self.positions(&next_fields)?);
+        let steps = steps(n_step, discount, &stacks, &next)?;
         let fields = transition_outputs(&self.fields, &steps)?;
         let outputs = Outputs::new(py, &fields, &[count], out, &self.pool)?;
         let mut outputs = outputs.with_draw(py, count, &self.pool)?;
         let (targets, weights, indices) = split(outputs.bytes());
         let drawn = detached(py, || {
             let ring = self.read();
-            let starts = Starts::transitions(&ring, n_step, &next)?;
-            let starts = starts.stacked(stacks.iter().copied().max().unwrap_or(0));
-            let drawn = sampler.draw(&starts, count, &mut lock(&self.rng))?;
+            let drawn = sampler.draw(&transitions(&ring, &steps)?, count, &mut lock(&self.rng))?;
             gather_transitions(&ring, &drawn.slots, &steps, targets)?;
             drawn.write(&ring, weights, indices);
             Ok(())
         });
         drawn.map_err(to_python)?;
         outputs.into_dict(py)
+    }
+
+    /// Transitions over up to `n_step` rows from the rows `indices`, as a batch names them.
+    #[pyo3(signature = (indices, n_step, discount, next_fields, stack=None, out=None))]
+    #[allow(clippy::too_many_arguments)] // As in Python.
+    fn gather_transitions<'py>(
+        &self,
+        py: Python<'py>,
+        indices: PyReadonlyArray1<'py, i64>,
+        n_step: &Bound<'py, PyAny>,
+        discount: &Bound<'py, PyAny>,
+        next_fields: Vec<String>,
+        stack: Option<BTreeMap<String, Bound<'py, PyAny>>>,
+        out: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let indices = copied(&indices)?;
+        let (stacks, next) = (stacks(&self.fields, stack, self.rows_per_env)?, self.positions(&next_fields)?);
+        let steps = steps(n_step, discount, &stacks, &next)?;
+        let fields = transition_outputs(&self.fields, &steps)?;
+        let mut outputs = Outputs::new(py, &fields, &[indices.len()], out, &self.pool)?;
+        let targets = outputs.bytes();
+        let gathered = detached(py, || {
+            let ring = self.read();
+            let slots = ring.find(&indices)?;
+            transitions(&ring, &steps)?.check_slots(&slots)?;
+            gather_transitions(&ring, &slots, &steps, targets)
+        });
+        gathered.map_err(to_python)?;
+        outputs.into_dict(py)
+    }
+
+    /// The rows that an environment holds, oldest first.
+    fn rows<'py>(&self, py: Python<'py>, env: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
+        let env = size("env", env)?;
+        if env >= self.num_envs {
+            let last = self.num_envs - 1;
+            return Err(PyIndexError::new_err(format!("env: got {env}, expected an index from 0 to {last}")));
+        }
+        loop {
+            let held = detached(py, || self.read().held(env));
+            let length = (held.end - held.start) as usize;
+            let mut outputs = Outputs::new(py, &self.fields, &[length], None, &self.pool)?;
+            if length == 0 {
+                return outputs.into_dict(py);
+            }
+            let targets = outputs.bytes();
+            let whole = detached(py, || {
+                let ring = self.read();
+                if ring.held(env) != held {
+                    return Ok(false); // Rows were added since.
+                }
+                let layout = Layout { length, within_episode: false, stacks: &[] };
+                gather_sequences(&ring, &[ring.slot(env, held.start)], &layout, targets).map(|()| true)
+            });
+            if whole.map_err(to_python)? {
+                return outputs.into_dict(py);
+            }
+        }
     }
 
     /// Sequences from the rows `indices`, as a batch names them.
@@ -278,6 +362,11 @@ impl Replay {
             Ok(())
         })
         .map_err(to_python)
+    }
+
+    /// Writes all to the directory `path`, of which later saves know nothing.
+    fn dump(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        py.detach(|| save(self, None, &path).map(drop)).map_err(to_python)
     }
 
     /// Reads what `save` wrote.

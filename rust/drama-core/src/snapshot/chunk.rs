@@ -164,7 +164,7 @@ pub(super) fn read(ring: &mut Ring, index: usize, entry: &ChunkEntry, path: &Pat
         let (field, slot) = (reader.number()?, reader.number()?);
         let known = field < ring.schema().terminated()
             && slots.iter().any(|slots| slots.contains(&slot))
-            && ring.ended(slot)
+            && ring.holds(slot)
             && ring.finals().get(field, slot).is_none();
         if !known {
             return corrupt(path, DAMAGED);

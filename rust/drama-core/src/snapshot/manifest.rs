@@ -199,6 +199,10 @@ impl Manifest {
         for (index, entry) in self.chunks.iter().enumerate() {
             chunk::read(&mut ring, index, entry, &file(index, entry))?;
         }
+        // Only now that the rows after them are there.
+        if ring.finals.within(0..ring.slots()).any(|(_, slot, _)| ring.goes_on(slot)) {
+            return corrupt(path, "keeps what followed an episode that goes on");
+        }
         Ok(ring)
     }
 
