@@ -84,6 +84,7 @@ def test_rows_are_whole_while_others_are_added() -> None:
 def test_a_cleared_buffer_is_as_a_new_one(compress: tuple[str, ...], tmp_path: Path) -> None:
     buffer, new = make(compress=compress), make(0, compress=compress)
     buffer.save(tmp_path)
+    before = copy.copy(buffer).sample(16, 3)["indices"]
     buffer.clear()
     assert (len(buffer), buffer.total, buffer.stored_nbytes) == (0, 0, 0)
     with pytest.raises(ValueError, match="none exist"):
@@ -92,8 +93,14 @@ def test_a_cleared_buffer_is_as_a_new_one(compress: tuple[str, ...], tmp_path: P
         add(one, 8)
     for env in range(2):
         assert_equal(buffer.rows(env), new.rows(env))
-    assert_equal(buffer.sample(16, 3), new.sample(16, 3))
-    assert_equal(buffer.sample_transitions(16, 2), new.sample_transitions(16, 2))
+    for one, other in (
+        (buffer.sample(16, 3), new.sample(16, 3)),
+        (buffer.sample_transitions(16, 2), new.sample_transitions(16, 2)),
+    ):
+        assert set((one.pop("indices") - other.pop("indices")).tolist()) == {80}  # two rounds of 40 slots are gone
+        assert_equal(one, other)
+    with pytest.raises(IndexError, match=r"overwritten|holds no row"):  # what was drawn before names no row that came later
+        buffer.gather(before, 3)
     buffer.save(tmp_path)
     assert_equal(ReplayBuffer.load(tmp_path).rows(1), new.rows(1))
 
@@ -221,8 +228,10 @@ def test_a_sampler_of_ones_own_draws_transitions() -> None:
 
 def test_transitions_that_are_none_are_not_gathered() -> None:
     buffer = make(8)
-    for index in (7, 8, 40, 2**62):
-        with pytest.raises(IndexError, match=f"index {index}: no transitions of 1 steps start there"):
+    with pytest.raises(IndexError, match="index 7: no transitions of 1 steps start there"):
+        buffer.gather_transitions([0, 7])
+    for index in (8, 40, 2**62):
+        with pytest.raises(IndexError, match=f"index {index} holds no row"):
             buffer.gather_transitions([0, index])
     with pytest.raises(IndexError, match="index -1 is negative"):
         buffer.gather_transitions([-1])

@@ -73,7 +73,7 @@ def kill_many(path: Path, kills: int) -> None:
         assert loaded.total in ((saved, saved + BLOCK) if saving else (saved,))
         assert len(loaded) == min(loaded.total, ROWS)
         oldest = loaded.total - len(loaded)
-        batch = loaded.gather([oldest % ROWS], len(loaded))
+        batch = loaded.gather([oldest], len(loaded))
         np.testing.assert_array_equal(batch["t"][0], np.arange(oldest, loaded.total))
         assert (batch["obs"][0] == (batch["t"][0] % 251)[:, None]).all()
         np.testing.assert_array_equal(batch["is_first"][0], batch["t"][0] == 0)

@@ -47,10 +47,10 @@ def _unpickle(cls: type[ReplayBuffer], files: dict[str, bytes]) -> ReplayBuffer:
 
 
 def _row_ids(indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    slots = np.asarray(indices)
-    if slots.ndim != 1 or (slots.size and slots.dtype.kind not in "iu"):
-        raise ValueError(f"indices: got dtype {slots.dtype} and shape {slots.shape}, expected integers [B]")
-    return slots.astype(np.int64, copy=False)
+    ids = np.asarray(indices)
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise ValueError(f"indices: got dtype {ids.dtype} and shape {ids.shape}, expected integers [B]")
+    return ids.astype(np.int64, copy=False)
 
 
 def _next_names(next_fields: Sequence[str]) -> list[str]:
