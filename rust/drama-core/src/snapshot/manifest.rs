@@ -225,9 +225,10 @@ fn summed(bytes: &[u8]) -> Result<&[u8], String> {
         // Versions 1 and 2 had theirs in the end.
         let old = bytes.ends_with(b"\"format\":\"drama-replay\",\"version\":2}")
             || bytes.ends_with(b"\"format\":\"drama-replay\",\"version\":1}");
-        return Err(match old {
-            true => format!("is of a version before {VERSION}, this build reads version {VERSION}"),
-            false => "is not the manifest of a replay buffer".into(),
+        return Err(if old {
+            format!("is of a version before {VERSION}, this build reads version {VERSION}")
+        } else {
+            "is not the manifest of a replay buffer".into()
         });
     };
     let version: String =
