@@ -59,6 +59,22 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
+@pytest.mark.parametrize("block", [*blocks("docs/replay.md"), *blocks("docs/envs.md")])
+def test_what_the_pages_on_replay_and_vectors_show_runs(block: str, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("block", blocks("docs/replay-patterns.md")[1:])
+def test_patterns_of_other_buffers_run(block: str, tmp_path: Path) -> None:
+    for peer in ("cpprb", "torchrl", "stable_baselines3"):
+        if f"import {peer}" in block or f"from {peer}" in block:
+            pytest.importorskip(peer)
+    code = blocks("docs/replay-patterns.md")[0] + block
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("block", blocks("docs/your-environment.md"))
 def test_what_the_page_on_environments_shows_runs(block: str, tmp_path: Path) -> None:
     code = "import torch; torch.set_num_threads(1)\n" + block
