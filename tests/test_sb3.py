@@ -82,6 +82,12 @@ def same(one: Any, other: Any) -> None:
 
 def assert_alike(ours: DramaReplayBuffer, own: ReplayBuffer, env: VecNormalize | None = None) -> None:
     assert (ours.size(), ours.pos, ours.full, ours.buffer_size) == (own.size(), own.pos, own.full, own.buffer_size)
+    for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
+        one, other = getattr(ours, name), getattr(own, name)
+        parts = [(one[key], other[key]) for key in other] if isinstance(other, dict) else [(one, other)]
+        for mine, theirs in parts:
+            assert mine.dtype == theirs.dtype
+            np.testing.assert_array_equal(mine, theirs, err_msg=name)
     every = np.arange(own.size())
     for seed in range(4):
         samples = []

@@ -205,6 +205,58 @@ class DramaReplayBuffer(ReplayBuffer):
             return self.to_torch(self._normalize_obs(parts[None], env), copy=False)
         return {key: self.to_torch(part, copy=False) for key, part in self._normalize_obs(parts, env).items()}
 
+    # What the base class has arrays for: copies that cannot be written to, zero where there is no row yet.
+
+    @property
+    def observations(self) -> Any:
+        """`[buffer_size, n_envs, ...]`, by key for dictionaries."""
+        parts = {key: self._array(name) for key, name in self._names.items()}
+        return parts.get(None, parts)
+
+    @property
+    def next_observations(self) -> Any:
+        """As `observations`, what followed."""
+        self._know()
+        every = np.arange(self.size())
+        parts = {key: np.zeros_like(self._array(name)) for key, name in self._names.items()}
+        for env in range(self.n_envs):
+            slots, names = env * self.buffer_size + every, tuple(self._names.values())
+            batch = self.buffer.gather_transitions(slots, next_fields=names)
+            for key, name in self._names.items():
+                parts[key][every, env] = batch[f"next_{name}"]
+        for part in parts.values():
+            part.flags.writeable = False
+        return parts.get(None, parts)
+
+    @property
+    def actions(self) -> Array:
+        """`[buffer_size, n_envs, action_dim]`."""
+        return self._array("action")
+
+    @property
+    def rewards(self) -> Array:
+        """`[buffer_size, n_envs]`."""
+        return self._array("reward")
+
+    @property
+    def dones(self) -> Array:
+        """`[buffer_size, n_envs]`, 1 where an episode ended in either way."""
+        return self._array("terminated", np.float32) + self._array("truncated", np.float32)
+
+    @property
+    def timeouts(self) -> Array:
+        """`[buffer_size, n_envs]`, 1 where a time limit ended it."""
+        return self._array("truncated", np.float32)
+
+    def _array(self, name: str, dtype: Any = None) -> Array:
+        shape, own = self.buffer.fields[name]
+        array = np.zeros((self.buffer_size, self.n_envs, *shape), dtype or own)
+        for env in range(self.n_envs):
+            rows = self.buffer.rows(env)[name]
+            array[(self.pos - len(rows) + np.arange(len(rows))) % self.buffer_size, env] = rows
+        array.flags.writeable = False
+        return array
+
     def reset(self) -> None:
         """Forget all transitions."""
         super().reset()
