@@ -328,7 +328,8 @@ def test_gymnasium_makes_them_by_name() -> None:
 
 
 def test_workers_need_no_main_guard(tmp_path: Path) -> None:
-    """What a script defines itself reaches the workers though they do not run the script."""
+    """What a script defines itself reaches the workers though they do not run the script, and they end quietly: ale_py
+    complains of emulators that are left."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=60)
@@ -337,7 +338,7 @@ def test_workers_need_no_main_guard(tmp_path: Path) -> None:
 
 SCRIPT = """
 import gymnasium, numpy as np
-from drama.envs import make_vector
+from drama.envs import make_atari, make_vector
 
 class Env(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(0, 1, (2,), np.float32)
@@ -351,4 +352,7 @@ class Env(gymnasium.Env):
 env = make_vector([Env] * 3, num_workers=2)
 env.reset()
 print(env.step(np.zeros(3, int))[1].tolist())
+games = make_atari("Pong", 2, num_workers=2)
+games.reset()
+games.close()
 """

@@ -81,7 +81,7 @@ class AtariEnv(FrameEnv):
         self._fire = config.fire_reset and FIRE in self._actions
         stack = () if config.frame_stack == 1 else (config.frame_stack,)
         self._describe((*stack, *config.frame_size, 1 if config.grayscale else 3), render_mode)
-        self.metadata = {**self.metadata, "render_fps": SCREENS_PER_SECOND / config.frame_skip}  # type: ignore[misc]
+        self.metadata = {**self.metadata, "render_fps": SCREENS_PER_SECOND / config.frame_skip}
         _, seed = ale_env.seed_game()
         self._stepper.begin(int(seed))
 

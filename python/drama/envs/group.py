@@ -174,7 +174,11 @@ class EnvGroup:
             ],
             keep=self._keep,
         )
-        self.run = self._share.run
+
+    def run(self, enough: int) -> None:
+        """For the parent: step its posted environments, at least one, until `enough` of all are done."""
+        assert self._share is not None
+        self._share.run(enough)
 
     def serve(self) -> None:
         """For a worker process: step what is posted until there is an order."""
@@ -229,6 +233,7 @@ class EnvGroup:
                 env.close()
             except Exception as failure:
                 error = error or EnvError(index, describe(failure))
-        self.envs = []
+        # The share leads back here through `keep`, unseen by the garbage collector.
+        self.envs, self._share = [], None
         if error is not None:
             raise error
