@@ -110,7 +110,8 @@ def tests(dist: Path, pythons: list[str]) -> None:
             _run(*pip, "--no-index", "--no-deps", "--find-links", dist, "drama-rl")
             _run(python, ROOT / "scripts" / "smoke.py")
             _run(*pip, *TESTS)
-            _run(python, "-m", "pytest", "-q", "-W", NO_GIL, "-p", "no:cacheprovider", "tests/replay")
+            pytest = [python, "-m", "pytest", "-q", "-W", NO_GIL, "-p", "no:cacheprovider", "--timeout", "600"]
+            _run(*pytest, "tests/replay")
 
 
 def metadata(dist: Path, _: list[str]) -> None:

@@ -67,7 +67,7 @@ def test_authors_are_those_of_the_licence() -> None:
 
 @pytest.mark.parametrize(("steps", "said"), [(["sdits"], "no step 'sdits'"), (["describe"], "release workflow only")])
 def test_a_step_that_cannot_be_is_refused(steps: list[str], said: str, tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "scripts" / "release.py", "--dist", tmp_path, *steps]
+    command: list[str | Path] = [sys.executable, ROOT / "scripts" / "release.py", "--dist", tmp_path, *steps]
     done = subprocess.run(command, env={}, capture_output=True, text=True, check=False)
     assert done.returncode
     assert said in done.stderr

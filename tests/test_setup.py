@@ -92,7 +92,7 @@ def test_without_a_gpu_the_small_pytorch_is_taken_where_there_is_one(tmp_path: P
     python = tmp_path / "venv" / "bin" / "python"
 
     def run(*arguments: str, **env: str) -> str:
-        command = [python, *arguments]
+        command: list[str | Path] = [python, *arguments]
         done = subprocess.run(command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True, check=True)
         return done.stdout
 

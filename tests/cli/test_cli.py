@@ -227,12 +227,12 @@ def test_a_reader_that_goes_and_a_full_disk_leave_no_traceback(words: list[str])
     command = [sys.executable, "-c", "from drama.cli import main; main()", *words]
     read, write = os.pipe()
     os.close(read)
-    gone = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    gone = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert (gone.returncode, gone.stderr) == (0, "")
     if Path("/dev/full").exists():
         with open("/dev/full", "w") as full:
-            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
         assert done.returncode == 2
         assert done.stderr.startswith("drama: error: [Errno 28]")
         assert done.stderr.count("\n") == 1

@@ -110,7 +110,8 @@ def losses(game: str, runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
                 for run in members:
                     if name in run.scalars:
                         axes.plot(*run.scalars[name].T, color=colour, linewidth=1)
-            if name in LOGARITHMIC and any((line.get_ydata() > 0).any() for line in axes.lines):
+            curves = [run.scalars[name][:, 1] for run in runs if name in run.scalars]
+            if name in LOGARITHMIC and any((values > 0).any() for values in curves):
                 axes.set_yscale("log")
             yield title, _svg(axes, f"{title} of {game}")
 
@@ -131,7 +132,9 @@ def _axes(width: float, height: float, unit: str) -> Axes:
 def _svg(axes: Axes, text: str) -> str:
     """The drawing alone, without a size of its own, in the colours of the page."""
     data = io.StringIO()
-    axes.figure.savefig(data, format="svg", transparent=True, metadata={"Date": None})
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.savefig(data, format="svg", transparent=True, metadata={"Date": None})
     _, _, drawing = data.getvalue().partition("<svg ")
     head, _, body = drawing.partition(">")
     shape = next(part for part in head.split('" ') if part.startswith("viewBox"))
