@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import unquote
 
 import numpy as np
@@ -165,9 +165,9 @@ def test_what_commands_write_into_an_export_leaves_it_one(export: Path) -> None:
 class Hub(BaseHTTPRequestHandler):
     """The addresses of the Hugging Face hub that a download asks for, over one folder as `someone/catch`."""
 
-    folder: Path
+    folder: ClassVar[Path]
     commit = "c" * 40
-    asked: list[str]
+    asked: ClassVar[list[str]]
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing, where the base class writes to the terminal."""
@@ -213,7 +213,7 @@ def hub(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
     class Standing(Hub):
         folder = export
-        asked: list[str] = []
+        asked: ClassVar[list[str]] = []
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Standing)
     address = f"http://127.0.0.1:{server.server_port}"
