@@ -142,28 +142,25 @@ def scores(folder: Path) -> str:
     lines = [
         "# Scores",
         "",
-        "Each line is an evaluation that lies in `results/`, with every episode; human-normalised is"
+        "Each line is an evaluation at the end of a run that lies in `results/`, with every episode; normalised is"
         " (score - Random) / (Human - Random). One seed says little of a method.",
         "",
-        "| run | steps | protocol, actions | episodes | mean | std | human-normalised | " + " | ".join(methods) + " |",
-        "| --- | --- | --- | --- | --- | --- | --- |" + " --- |" * len(methods),
+        "| run | played | episodes | mean ± std | normalised | " + " | ".join(methods) + " |",
+        "| --- | --- | --- | --- | --- |" + " --- |" * len(methods),
     ]
     for run in runs:
         config = Config.load(run / "config.json")
         for score in evaluations(run, config.steps):
             known = published_scores().get(config.game, {})
-            beside = [f"{known[method].score:g}" if method in known else "" for method in methods]
+            beside = [f"{known[method].score:.3g}" if method in known else "" for method in methods]
             normalised = score["human_normalised_mean"]
             lines.append(
-                f"| [{run.name}](#{run.name}) | {score['step']:,} | {score['protocol']},"
-                f" {'greedy' if score['greedy'] else 'sampled'} | {len(score['episodes'])} | {score['mean']:.1f}"
-                f" | {score['std']:.1f} | {'' if normalised is None else f'{normalised:.0%}'} | {' | '.join(beside)} |"
+                f"| [{run.name}](#{run.name}) | {score['protocol']}, {'greedy' if score['greedy'] else 'sampled'}"
+                f" | {len(score['episodes'])} | {score['mean']:.1f} ± {score['std']:.1f}"
+                f" | {'' if normalised is None else f'{normalised:.0%}'} | {' | '.join(beside)} |"
             )
-    lines += [
-        "",
-        "The published scores are those of `python/drama/results/atari100k_scores.csv`, which says how far each is",
-    ]
-    lines += ["confirmed.", "", *pictures(runs, folder)]
+    lines += ["", "`python/drama/results/atari100k_scores.csv` says how far each published score is confirmed.", ""]
+    lines += pictures(runs, folder)
     for run in runs:
         config = Config.load(run / "config.json")
         base = flat(preset(config.preset))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import unquote
 
 import numpy as np
@@ -165,12 +165,12 @@ def test_what_commands_write_into_an_export_leaves_it_one(export: Path) -> None:
 class Hub(BaseHTTPRequestHandler):
     """The addresses of the Hugging Face hub that a download asks for, over one folder as `someone/catch`."""
 
-    folder: Path
+    folder: ClassVar[Path]
     commit = "c" * 40
-    asked: list[str]
+    asked: ClassVar[list[str]]
 
-    def log_message(self, *_: object) -> None:
-        pass
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing, where the base class writes to the terminal."""
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -210,15 +210,19 @@ class Hub(BaseHTTPRequestHandler):
 def hub(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     """A stand-in of the hub on this machine, which the real client asks."""
     constants = pytest.importorskip("huggingface_hub.constants")
-    handler = type("Standing", (Hub,), {"folder": export, "asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+
+    class Standing(Hub):
+        folder = export
+        asked: ClassVar[list[str]] = []
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Standing)
     address = f"http://127.0.0.1:{server.server_port}"
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    yield handler
+    yield Standing
     server.shutdown()
     server.server_close()
     thread.join()

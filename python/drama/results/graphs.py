@@ -162,7 +162,8 @@ def compare(path: Path, step: Step, given: Iterator[Tensors], memory: Tensors | 
     """
     graph = open_graph(path)
     seconds: list[tuple[float, float]] = []
-    difference, flipped = 0.0, []
+    difference = 0.0
+    flipped: list[float] = []
     carried = memory or step.inputs(1)
     with torch.no_grad(), one_thread():
         for new in given:
