@@ -99,7 +99,8 @@ def test_a_cleared_buffer_is_as_a_new_one(compress: tuple[str, ...], tmp_path: P
     ):
         assert set((one.pop("indices") - other.pop("indices")).tolist()) == {80}  # two rounds of 40 slots are gone
         assert_equal(one, other)
-    with pytest.raises(IndexError, match=r"overwritten|holds no row"):  # what was drawn before names no row that came later
+    # What was drawn before names no row that came later.
+    with pytest.raises(IndexError, match=r"overwritten|holds no row"):
         buffer.gather(before, 3)
     buffer.save(tmp_path)
     assert_equal(ReplayBuffer.load(tmp_path).rows(1), new.rows(1))
