@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from drama.replay import Prioritized, ReplayBuffer, to_torch
+from drama.replay import Prioritized, ReplayBuffer, StepWriter, to_torch
 
 SOLVED = 195.0
 
@@ -66,25 +66,20 @@ def train(steps: int, seed: int = 0, warm_up: int = 500, batch_size: int = 64) -
     returns: deque[float] = deque(maxlen=20)
     begin, episodes, episode_return = time.perf_counter(), 0, 0.0
 
+    writer = StepWriter(buffer, env)
     obs, _ = env.reset(seed=seed)
+    writer.add_reset(obs)
     for step in range(1, steps + 1):
         explore = max(0.02, 1 - step / 4000)
         action = int(random.integers(2)) if step <= warm_up or random.random() < explore else agent.act(obs)
         following, reward, terminated, truncated, _ = env.step(action)
-        buffer.add(
-            obs=obs[None],
-            action=np.array([action]),
-            reward=np.array([reward], np.float32),
-            terminated=np.array([terminated]),
-            truncated=np.array([truncated]),
-        )
+        writer.add_step(action, following, reward, terminated, truncated)
         episode_return += float(reward)
         if terminated or truncated:
-            if truncated and not terminated:  # the episode was cut off: what comes after still has a value
-                buffer.set_final(envs=np.array([0]), obs=following[None])
             returns.append(episode_return)
             episodes, episode_return = episodes + 1, 0.0
             following, _ = env.reset()
+            writer.add_reset(following)
         obs = following
 
         if step > warm_up:

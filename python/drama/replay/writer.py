@@ -92,7 +92,7 @@ class StepWriter:
         self,
         action: Any,
         obs: Any,
-        reward: npt.ArrayLike,
+        reward: Any,
         terminated: npt.ArrayLike,
         truncated: npt.ArrayLike,
         infos: Mapping[str, Any] | None = None,
