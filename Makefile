@@ -97,6 +97,7 @@ wheel: $(VENV)/.created
 
 release-check: $(VENV)/.created
 	@$(PIP) --group release
+	@rm -rf target/release-check
 	$(BIN)/python scripts/release.py --dist target/release-check
 
 clean:
