@@ -171,10 +171,10 @@ class DramaReplayBuffer(ReplayBuffer):
     ) -> ReplayBufferSamples | DictReplayBufferSamples:
         self._know()
         envs = np.random.randint(0, high=self.n_envs, size=(len(batch_inds),))  # noqa: NPY002
-        slots = envs * self.buffer_size + batch_inds
+        indices = self.buffer.indices_at(envs * self.buffer_size + batch_inds)
         names = tuple(self._names.values())
-        batch = self.buffer.gather_transitions(slots, self.n_steps, self.gamma, next_fields=names)
-        return self._samples({**batch, "indices": slots}, env)
+        batch = self.buffer.gather_transitions(indices, self.n_steps, self.gamma, next_fields=names)
+        return self._samples({**batch, "indices": indices}, env)
 
     def _samples(
         self, batch: drama.replay.Batch, env: VecNormalize | None
@@ -220,8 +220,8 @@ class DramaReplayBuffer(ReplayBuffer):
         every = np.arange(self.size())
         parts = {key: np.zeros_like(self._array(name)) for key, name in self._names.items()}
         for env in range(self.n_envs):
-            slots, names = env * self.buffer_size + every, tuple(self._names.values())
-            batch = self.buffer.gather_transitions(slots, next_fields=names)
+            indices = self.buffer.indices_at(env * self.buffer_size + every)
+            batch = self.buffer.gather_transitions(indices, next_fields=tuple(self._names.values()))
             for key, name in self._names.items():
                 parts[key][every, env] = batch[f"next_{name}"]
         for part in parts.values():

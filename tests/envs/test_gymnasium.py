@@ -78,7 +78,7 @@ def test_videos_are_recorded(tmp_path: Path, name: str) -> None:
     env.reset(seed=0)
     for _ in range(6):
         env.step(0)
-    env.close()
+    env.close()  # type: ignore[no-untyped-call]
     height, width, _ = SHAPES[name]
     assert video_size(tmp_path / "one") == (width, height)
 
@@ -110,7 +110,8 @@ def test_people_see_them(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         wrapper = env
         while not isinstance(wrapper, gymnasium.wrappers.HumanRendering):
             wrapper = wrapper.env
-        assert wrapper.window.get_size() == SHAPES[name][1::-1]
+        window: Any = wrapper.window
+        assert window.get_size() == SHAPES[name][1::-1]
     pytest.importorskip("cv2")
     vector = gymnasium.make_vec(name, num_envs=2, render_mode="rgb_array", num_workers=0)
     with closing(gymnasium.wrappers.vector.HumanRendering(vector)) as shown:
@@ -129,7 +130,7 @@ def test_numbers_of_any_type_and_lists_are_taken() -> None:
         "repeat_action_probability": np.float32(0.25),
     }
     with closing(make_atari("Pong", np.int64(2), **arguments)) as env:  # type: ignore[arg-type]
-        observations, _ = env.reset(seed=[np.int64(1), None])
+        observations, _ = env.reset(seed=[np.int64(1), None])  # type: ignore[list-item]
         assert observations.shape == (2, 32, 24, 1)
         env.reset(options={"reset_mask": [True, False]})
         env.step([np.int64(0), 1])

@@ -34,7 +34,7 @@ class Noted(Calm):
         with self._notes.open("a") as file:
             file.write(f"{what} {os.getpid()}\n")
 
-    @property  # type: ignore[misc]
+    @property
     def observation_space(self) -> spaces.Space[Any]:  # type: ignore[override]
         self._note("space")
         return spaces.Discrete(1 << 40)

@@ -93,12 +93,13 @@ def test_a_cleared_buffer_is_as_a_new_one(compress: tuple[str, ...], tmp_path: P
         add(one, 8)
     for env in range(2):
         assert_equal(buffer.rows(env), new.rows(env))
-    for one, other in (
+    for drawn, expected in (
         (buffer.sample(16, 3), new.sample(16, 3)),
         (buffer.sample_transitions(16, 2), new.sample_transitions(16, 2)),
     ):
-        assert set((one.pop("indices") - other.pop("indices")).tolist()) == {80}  # two rounds of 40 slots are gone
-        assert_equal(one, other)
+        # Two rounds of 40 slots are gone.
+        assert set((drawn.pop("indices") - expected.pop("indices")).tolist()) == {80}
+        assert_equal(drawn, expected)
     # What was drawn before names no row that came later.
     with pytest.raises(IndexError, match=r"overwritten|holds no row"):
         buffer.gather(before, 3)
@@ -245,6 +246,17 @@ def test_transitions_that_are_none_are_not_gathered() -> None:
     with pytest.raises(IndexError, match="index 13: no transitions"):  # the oldest row, whose frame before is gone
         full.gather_transitions([13], stack={"obs": 3})
     full.gather_transitions([15], stack={"obs": 1})
+
+
+def test_rows_are_named_by_where_they_lie() -> None:
+    buffer = make()
+    batch = buffer.sample(50, 1)
+    np.testing.assert_array_equal(buffer.indices_at(batch["indices"] % 40), batch["indices"])
+    for slot in (-1, 40, 2**62):
+        with pytest.raises(IndexError, match=f"slot {slot} holds no row"):
+            buffer.indices_at([slot])
+    with pytest.raises(ValueError, match=r"slots: got dtype float64 .*, expected integers \[B\]"):
+        buffer.indices_at([0.5])
 
 
 def test_a_prefetcher_says_what_its_function_is_called_with() -> None:

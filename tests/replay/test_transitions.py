@@ -382,7 +382,14 @@ def test_buffers_without_transitions_say_why() -> None:
         buffer.sample(1, 1, sampler=Own(), within_episode=True)
 
 
-REWARDS = {"int8": -100, "uint8": 200, "int16": -30_000, "uint16": 60_000, "int32": -(2**30), "uint32": 2**31}
+REWARDS: dict[str, float] = {
+    "int8": -100,
+    "uint8": 200,
+    "int16": -30_000,
+    "uint16": 60_000,
+    "int32": -(2**30),
+    "uint32": 2**31,
+}
 REWARDS |= {"int64": -(2**40), "uint64": 2**63, "bool": 1, "float32": -0.5}
 
 
@@ -404,7 +411,8 @@ def test_rewards_of_every_type_are_summed(dtype: str) -> None:
 def test_every_field_wanted_of_what_follows_must_be_known() -> None:
     fields = {"obs": ((), np.int64), "more": ((), np.int64), "reward": ((), np.float32)}
     buffer, yes = ReplayBuffer(8, fields), np.ones(1, bool)
-    row = {"obs": np.zeros(1, np.int64), "more": np.zeros(1, np.int64), "reward": np.zeros(1, np.float32)}
+    row: dict[str, npt.NDArray[Any]] = {"obs": np.zeros(1, np.int64), "more": np.zeros(1, np.int64)}
+    row["reward"] = np.zeros(1, np.float32)
     buffer.add(**row, terminated=~yes, truncated=yes)
     buffer.set_final(envs=np.array([0]), obs=np.full(1, 7))
     assert buffer.sample_transitions(3)["next_obs"].tolist() == [7, 7, 7]

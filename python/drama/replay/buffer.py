@@ -46,11 +46,11 @@ def _unpickle(cls: type[ReplayBuffer], files: dict[str, bytes]) -> ReplayBuffer:
         return cls.load(folder)
 
 
-def _row_ids(indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    ids = np.asarray(indices)
-    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-        raise ValueError(f"indices: got dtype {ids.dtype} and shape {ids.shape}, expected integers [B]")
-    return ids.astype(np.int64, copy=False)
+def _integers(name: str, given: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    array = np.asarray(given)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ValueError(f"{name}: got dtype {array.dtype} and shape {array.shape}, expected integers [B]")
+    return array.astype(np.int64, copy=False)
 
 
 def _next_names(next_fields: Sequence[str]) -> list[str]:
@@ -289,7 +289,7 @@ class ReplayBuffer:
             IndexError: a row is not there or was overwritten, fewer than `length` rows follow from it, or a frame to
                 stack is gone.
         """
-        return self.native.gather(_row_ids(indices), length, within_episode, frames_of(stack, out), out)
+        return self.native.gather(_integers("indices", indices), length, within_episode, frames_of(stack, out), out)
 
     def gather_transitions(
         self,
@@ -309,8 +309,17 @@ class ReplayBuffer:
         """
         frames = frames_of(stack, out)
         return self.native.gather_transitions(
-            _row_ids(indices), n_step, discount, _next_names(next_fields), frames, out
+            _integers("indices", indices), n_step, discount, _next_names(next_fields), frames, out
         )
+
+    def indices_at(self, slots: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """What batches name the rows by that lie in `slots`, integers `[B]` (see `rows_per_env`); int64 `[B]`.
+
+        Raises:
+            ValueError: `slots` are no integers `[B]`.
+            IndexError: a slot holds no row.
+        """
+        return self.native.indices_at(_integers("slots", slots))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save to the directory `path`, writing only what changed since the last save or load.

@@ -271,6 +271,14 @@ impl Ring {
         (slot as u64 + (self.rounds + t / self.rows_per_env as u64) * self.slots() as u64) as i64
     }
 
+    /// As `index`, of a number that may be no slot.
+    pub fn index_at(&self, slot: i64) -> Result<i64> {
+        match usize::try_from(slot).ok().filter(|&slot| self.holds(slot)) {
+            Some(slot) => Ok(self.index(slot)),
+            None => Err(Error::Index(format!("slot {slot} holds no row ({} rows are stored)", self.len()))),
+        }
+    }
+
     /// The slots of the rows that a batch named.
     pub fn find(&self, indices: &[i64]) -> Result<Vec<usize>> {
         let mut slots = room(indices.len(), STARTS)?;

@@ -349,6 +349,7 @@ fn final_values_of_rows_that_have_none_are_refused() {
     let mut ring = ring(12, 2);
     add(&mut ring, &[vec![(false, true), (false, false)]]);
     ring.set_final(&[0], &[Some(&[7; 16]), None, None, None]).unwrap();
+    add(&mut ring, &[vec![(false, false), (false, false)]]);
     save(&(&ring, &seeded(0)), None, &directory.0).unwrap();
     let sound = files(&directory.0);
     let value = |field: u64, slot: u64| [&field.to_le_bytes()[..], &slot.to_le_bytes(), &[7; 16]].concat();
@@ -360,8 +361,8 @@ fn final_values_of_rows_that_have_none_are_refused() {
     // The right one, so that the others are refused for what they are.
     sign_chunk(&directory, |bytes| last(bytes, 0, 0));
     load(&directory.0).unwrap();
-    // A row that ends nothing, one that is not there, one beyond all, a flag, no field, and one value twice.
-    for (field, slot) in [(0, 6), (0, 1), (0, 12), (0, u64::MAX), (1, 0), (4, 0), (u64::MAX, 0)] {
+    // A row whose episode goes on, one that is not there, one beyond all, a flag, no field, and one value twice.
+    for (field, slot) in [(0, 6), (0, 2), (0, 12), (0, u64::MAX), (1, 0), (4, 0), (u64::MAX, 0)] {
         restore();
         sign_chunk(&directory, |bytes| last(bytes, field, slot));
         assert!(matches!(load(&directory.0), Err(Error::Corrupt { .. })), "field {field}, slot {slot}");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use drama_core::{DType, Field, Lease, Pool, try_collect};
 use numpy::{
     Element, PyArrayDescr, PyArrayDescrMethods, PyReadonlyArray1, PyUntypedArray, PyUntypedArrayMethods,
-    npyffi::{NPY_ARRAY_WRITEABLE, NpyTypes, PY_ARRAY_API, _PyArray_GET_ITEM_DATA, get_type_object, npy_intp},
+    npyffi::{_PyArray_GET_ITEM_DATA, NPY_ARRAY_WRITEABLE, NpyTypes, PY_ARRAY_API, get_type_object, npy_intp},
 };
 use pyo3::{
     exceptions::{PyTypeError, PyValueError},

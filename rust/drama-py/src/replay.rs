@@ -8,8 +8,8 @@ use std::{
 };
 
 use drama_core::{
-    ChaCha8Rng, Error, Field, Layout, Live, Pool, Ring, Saved, Schema, Starts, Steps, gather_sequences, gather_transitions,
-    load_stored, save, seeded, try_collect,
+    ChaCha8Rng, Error, Field, Layout, Live, Pool, Ring, Saved, Schema, Starts, Steps, gather_sequences,
+    gather_transitions, load_stored, save, seeded, try_collect,
 };
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::{
@@ -351,6 +351,20 @@ impl Replay {
         });
         gathered.map_err(to_python)?;
         outputs.into_dict(py)
+    }
+
+    /// What batches name the rows in `slots` by.
+    fn indices_at<'py>(
+        &self,
+        py: Python<'py>,
+        slots: PyReadonlyArray1<'py, i64>,
+    ) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        let slots = copied(&slots)?;
+        let indices = detached(py, || {
+            let ring = self.read();
+            slots.iter().map(|&slot| ring.index_at(slot)).collect::<Result<Vec<_>, _>>()
+        });
+        Ok(PyArray1::from_vec(py, indices.map_err(to_python)?))
     }
 
     /// Writes what changed since the last save to the directory `path`.
