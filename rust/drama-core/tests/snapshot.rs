@@ -372,22 +372,23 @@ fn final_values_of_rows_that_have_none_are_refused() {
     assert!(matches!(load(&directory.0), Err(Error::Corrupt { .. })));
 }
 
+type Change<'a> = &'a dyn Fn(&mut Ring);
+
 #[test]
 fn saves_with_final_values_write_what_is_new() {
     let directory = Directory::new();
     let mut ring = large(400, 1);
     let (rng, mut saved, mut before) = (seeded(0), None, BTreeMap::new());
     let final_value = |ring: &mut Ring, value: u8| {
-        ring.set_final(&[0], &[Some(&[value; 1 << 15]), None, None, None]).unwrap();
+        ring.set_final(&[0], &[Some(&vec![value; 1 << 15]), None, None, None]).unwrap();
     };
     let end = |ring: &mut Ring| {
-        ring.add(1, None, &[Some(&[1; 1 << 15]), Some(&[0]), Some(&[1]), None]).unwrap();
+        ring.add(1, None, &[Some(&vec![1; 1 << 15]), Some(&[0]), Some(&[1]), None]).unwrap();
         final_value(ring, 2);
     };
     // Fill; add nothing, a row, and what followed a row that is saved already.
     let all = |ring: &mut Ring| (0..400).for_each(|_| end(ring));
-    let steps: [(&dyn Fn(&mut Ring), usize); 4] =
-        [(&all, 7), (&|_| {}, 0), (&end, 1), (&|ring| final_value(ring, 3), 1)];
+    let steps: [(Change<'_>, usize); 4] = [(&all, 7), (&|_| {}, 0), (&end, 1), (&|ring| final_value(ring, 3), 1)];
     for (step, changed) in steps {
         step(&mut ring);
         saved = Some(save(&(&ring, &rng), saved.as_ref(), &directory.0).unwrap());

@@ -292,7 +292,7 @@ proptest! {
         }
         for env in 0..envs {
             if cfg!(any(target_os = "linux", target_os = "macos")) {
-                board.write_mail(env, &[255; 1 << 16]).unwrap();
+                board.write_mail(env, &vec![255; 1 << 16]).unwrap();
             }
             board.set_ended(env, env % 2 == 0);
             board.finish(env, Outcome { reward: env as f64, terminated: env % 3 == 0, ..Outcome::default() });

@@ -289,13 +289,11 @@ impl<'py> Part<'py> {
         }
         let shape = [leading, field.shape()].concat();
         let bytes = shape.iter().try_fold(field.dtype().itemsize(), |bytes, side| bytes.checked_mul(*side));
-        match bytes.filter(|&bytes| isize::try_from(bytes).is_ok()) {
-            Some(bytes) => Ok(Self::New { shape, bytes }),
-            None => {
-                let name = field.name();
-                Err(PyValueError::new_err(format!("field {name:?}: a batch {shape:?} is beyond any memory")))
-            }
+        if let Some(bytes) = bytes.filter(|&bytes| isize::try_from(bytes).is_ok()) {
+            return Ok(Self::New { shape, bytes });
         }
+        let name = field.name();
+        Err(PyValueError::new_err(format!("field {name:?}: a batch {shape:?} is beyond any memory")))
     }
 
     fn new_bytes(&self) -> usize {

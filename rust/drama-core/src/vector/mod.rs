@@ -158,8 +158,12 @@ impl Board {
     /// The number of the slot through which a worker is given orders; all that is done with environments can be done
     /// with it, too.
     pub fn desk(&self, worker: usize) -> usize {
-        assert!(worker < self.num_workers(), "there is no worker {worker}");
+        self.check_worker(worker);
         self.num_envs() + worker
+    }
+
+    fn check_worker(&self, worker: usize) {
+        assert!(worker < self.num_workers(), "there is no worker {worker}");
     }
 
     fn slot(&self, slot: usize) -> &Slot {
