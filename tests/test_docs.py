@@ -163,6 +163,7 @@ INNER = {
     "drama.training.plain",
     "drama.training.progress",
     "drama.results.__init__",
+    "drama.results.charts",
     "drama.results.page",
 }
 """Modules that nobody calls from outside."""

@@ -131,7 +131,7 @@ print("fine")
 def test_the_replay_benchmark_runs_and_names_what_it_left_out() -> None:
     sizes = ["--rows", "9000", "--large", "20000", "--seconds", "0.02"]
     result = json.loads(run("benchmarks/replay.py", *sizes, "--json"))
-    assert {row["section"] for row in result["rows"]} == {"sequences", "draw", "add", "transitions", "save"}
+    assert {row["section"] for row in result["rows"]} == {"sequences", "draw", "add", "transitions", "save", "results"}
     assert all(row["seconds"] > 0 for row in result["rows"])
     for peer in ("torchrl", "cpprb", "stable_baselines3"):
         there = importlib.util.find_spec(peer) is not None

@@ -108,7 +108,7 @@ def grow(buffer: ReplayBuffer, count: int) -> None:
 
 def steps(buffer: ReplayBuffer) -> list[int]:
     """The steps held, oldest first, after a check of their frames."""
-    batch = buffer.gather([(buffer.total - len(buffer)) % ROWS], len(buffer))
+    batch = buffer.gather([buffer.total - len(buffer)], len(buffer))
     assert (batch["obs"][0] == (batch["t"][0] % 251)[:, None]).all()
     return batch["t"][0].tolist()
 

@@ -111,6 +111,7 @@ def test_without_ray_the_extra_is_named(tmp_path: Path) -> None:
     code = "import sys; sys.modules['ray'] = None; from drama.cli import main; main()"
     began = time.monotonic()
     command = [sys.executable, "-c", code, "sweep", "--games", "Catch", "--out", str(tmp_path / "x")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2, time.monotonic() - began
-    assert done.stderr.strip() == "drama: error: ray is not installed; `pip install 'drama-rl[sweep]'` brings it"
+    brings = f"{sys.executable} -m pip install 'drama-rl[sweep]'"
+    assert done.stderr.strip() == f"drama: error: ray is not installed; `{brings}` brings it"

@@ -10,6 +10,7 @@ import numpy as np
 from drama._native import AtariStepper
 from drama.config import EnvConfig, did_you_mean
 from drama.envs.frames import Frame, FrameEnv
+from drama.hints import install
 
 try:
     import ale_py
@@ -20,7 +21,7 @@ else:
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 
 NOOP, FIRE = 0, 1
-MISSING = "" if ale_py else "; Atari games need ale_py: pip install 'drama-rl[atari]'"
+MISSING = "" if ale_py else f"; Atari games need ale_py: `{install('atari')}` brings it"
 """To be said where a game is unknown."""
 SCREENS_PER_SECOND = 60
 
