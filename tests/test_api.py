@@ -504,6 +504,14 @@ def test_a_resume_that_fails_changes_nothing(tmp_path: Path) -> None:
     assert (path / "config.json").read_text() == before.replace(":Mixed", ":Missing")
     with pytest.raises(ValueError, match="options: a run that is resumed keeps its config"):
         drama.train(Mixed, run=path, resume=True, options={"seed": 1})
+    for wrong, match in (
+        ({"seed": 7}, "seed: .* is a run with 0, not with 7"),
+        ({"preset": "vector"}, "preset: .* is a run with 'debug', not with 'vector'"),
+        ({"resume": "ifthere"}, "resume: got 'ifthere', expected True, False or"),
+    ):
+        arguments: dict[str, Any] = {"resume": True, "run": path, **wrong}
+        with pytest.raises(ValueError, match=match):
+            drama.train(Mixed, **arguments)
     with pytest.raises(ValueError, match="run: to resume, name the folder"):
         drama.train(Mixed, resume=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,14 @@ def test_a_reset_forgets_and_copies_go_on(observation: str) -> None:
     feed([other, own], 5, seed=2)
     assert_alike(other, own)
     assert ours.size() == 5
+
+
+def test_observations_that_are_not_numbers_break_nothing_off() -> None:
+    ours = DramaReplayBuffer(20, OBSERVATIONS["vector"], ACTIONS["choice"], "cpu", n_steps=3, gamma=1.0)
+    steps = [np.array([[t, np.nan, 0]], np.float32) for t in range(6)]
+    for before, after in itertools.pairwise(steps):
+        ours.add(before, after, np.ones((1, 1), int), np.ones(1), np.zeros(1, bool), [{}])
+    assert ours.sample(50).rewards.max() == 3
 
 
 def test_extend_adds_one_after_the_other() -> None:

@@ -63,7 +63,7 @@ def train(
         preset: where the other values come from; `auto` chooses by device and kind of observation.
         run: the folder to write; by default `runs/ENV-PRESET-seedN`.
         resume: go on with the run in that folder, to `steps` if they are given; `"if there"` begins it where there is
-            none.
+            none. A seed or preset that is given must be the run's.
         callbacks: see `drama.Callback`.
         progress: show it.
         options: other fields of the config by name, as in `{"train.batch_size": 8}`; not together with `resume`.
@@ -79,6 +79,8 @@ def train(
     name = env if isinstance(env, str) else given_name(env)
     if isinstance(callbacks, Callback):
         raise TypeError(f"callbacks: got {callbacks!r}, expected a list of them")
+    if resume not in (True, False, "if there"):
+        raise ValueError(f'resume: got {resume!r}, expected True, False or "if there"')
     if resume is True and run is None:
         raise ValueError("run: to resume, name the folder of the run")
     shown = [*callbacks, Progress()] if progress else list(callbacks)
@@ -91,7 +93,11 @@ def train(
     if resume and (path.is_dir() or resume is True):
         if options:
             raise ValueError("options: a run that is resumed keeps its config, but for its steps")
-        of = Config.load(path / "config.json").game
+        before = Config.load(path / "config.json")
+        of = before.game
+        for field, value, unsaid in (("seed", seed, 0), ("preset", preset, "auto")):
+            if value not in (unsaid, getattr(before, field)):
+                raise ValueError(f"{field}: {path} is a run with {getattr(before, field)!r}, not with {value!r}")
         if (known_game(name) or name).partition("~")[0] != of.partition("~")[0]:
             raise ValueError(f"env: {path} is a run in {of}, not in {name}")
         if not isinstance(env, str):

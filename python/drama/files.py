@@ -17,7 +17,8 @@ except ImportError:  # Windows: nothing keeps two writers apart there
 def write_atomically(path: Path, text: str) -> None:
     """Replace the text of a small file."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
+    temporary.unlink(missing_ok=True)  # rather than written to: it may be a link to somewhere else
+    with temporary.open("x") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -40,7 +41,10 @@ def locked(folder: Path, doing: str = "training") -> Iterator[None]:
 
     Raises ValueError that names the owner where there is one.
     """
-    with (folder / ".lock").open("a+") as file:
+    path = folder / ".lock"
+    if path.is_symlink():
+        raise ValueError(f"{path}: is a link, which no lock of this package is; remove it")
+    with path.open("a+") as file:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

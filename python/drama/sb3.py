@@ -120,7 +120,9 @@ class DramaReplayBuffer(ReplayBuffer):
         terminated = np.asarray(done).astype(bool) & ~truncated
         broken = np.zeros(self.n_envs, bool)
         for name, last in self._next.items():
-            broken |= (last != before[name]).reshape(self.n_envs, -1).any(1)
+            now = before[name]
+            differs = (last != now) & ~((last != last) & (now != now))  # NaN is like NaN
+            broken |= differs.reshape(self.n_envs, -1).any(1)
         broken &= ~self._ended
         self._tell(broken)
         self.buffer.add(

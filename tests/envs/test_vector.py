@@ -15,6 +15,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from vector_envs import Calm, Counter, Nested, Painter, Slow, Words
 
@@ -213,6 +214,40 @@ def test_recv_does_not_wait_for_the_slow() -> None:
         env.send(np.zeros(4, int))
         assert env.recv()[4]["env_id"].tolist() == [0, 1]
         assert env.recv()[4]["env_id"].tolist() == [2, 3]
+
+
+class Telling(gymnasium.Env[Any, Any]):
+    """Observes a text, which has no place in an array, beside the count; can give and take its state."""
+
+    observation_space = spaces.Dict({"t": spaces.Text(9), "x": spaces.Box(0, 99, (1,), np.float32)})
+    action_space = spaces.Discrete(2)
+
+    def _told(self) -> Any:
+        return {"t": f"n{self.count}", "x": np.full(1, self.count, np.float32)}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:  # noqa: ARG002
+        self.count = 0
+        return self._told(), {}
+
+    def step(self, action: Any) -> Any:  # noqa: ARG002
+        self.count += 1
+        return self._told(), 0.0, False, False, {}
+
+    def get_state(self) -> int:
+        return self.count
+
+    def set_state(self, state: int) -> None:
+        self.count = state
+
+
+def test_a_state_stays_as_it_was() -> None:
+    with closing(make_vector([Telling] * 2, num_workers=0)) as env:
+        env.reset()
+        env.step(np.zeros(2, int))
+        state = env.get_state()
+        before = copy.deepcopy(state)
+        env.step(np.zeros(2, int))
+        assert repr(state) == repr(before)
 
 
 @pytest.mark.parametrize("mode", ONE_MODE)

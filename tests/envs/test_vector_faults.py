@@ -751,3 +751,32 @@ def test_actions_of_any_size_arrive(workers: int) -> None:
         env.reset()
         for lengths in ([200_000, 3], [5, 250_000], [70_000, 59_000]):
             assert env.step(["x" * length for length in lengths])[1].tolist() == lengths
+
+
+class LateAfterDeath(Counter):
+    """Dies of action 1; what is made in its place resets too late."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        if self.path.exists():
+            time.sleep(60)
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        if action == 1:
+            self.path.touch()
+            os._exit(3)
+        return super().step(action)
+
+
+def test_a_replacement_that_hangs_is_given_up_in_time(tmp_path: Path) -> None:
+    env_fns = [functools.partial(LateAfterDeath, tmp_path / str(index)) for index in range(2)]
+    with closing(make_vector(env_fns, num_workers=2, on_worker_death="restart", timeout=0.5)) as env:
+        env.reset()
+        began = time.monotonic()
+        with pytest.raises(TimeoutError, match=r"did not answer within 0\.5 s"):
+            env.step(np.array([1, 0]))
+        assert time.monotonic() - began < 30

@@ -96,6 +96,24 @@ def test_what_is_not_finite_stays_in_its_episode(model: SequenceModel, cut: int,
 
 
 @torch.no_grad()
+def test_the_rest_of_an_episode_is_not_finite_however_long(model: SequenceModel) -> None:
+    """Also where attention no longer reaches the token that was not; and large values are finite."""
+    x, is_first = tokens(40), starts(40, 30)
+    x[0, 2, 5] = torch.nan
+    x[1] = 3e37
+    for found in (model(x, is_first)[0], steps(model, x, is_first)[0]):
+        assert found[0, 2:30].isnan().all()
+        assert found[0, 30:].isfinite().all()
+        assert found[1:].isfinite().all()
+
+
+@torch.no_grad()
+def test_no_streams_at_all_with_a_state(model: SequenceModel) -> None:
+    y, _ = model(torch.zeros(0, 3, WIDTH), torch.zeros(0, 3, dtype=torch.bool), model.initial_state(0))
+    assert y.shape == (0, 3, WIDTH)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("at", [0, 2])
 def test_a_state_that_is_not_finite_ends_with_its_episode(model: SequenceModel, at: int) -> None:
     x = tokens(5)

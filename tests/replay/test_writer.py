@@ -308,7 +308,8 @@ def test_misuse_is_refused() -> None:
         made().add_step(**STEP)
     writer = made("SameStep")
     writer.add_reset(np.zeros((2, 3)))
-    for infos in ({}, {"final_obs": np.array([None, None])}):
+    masked = {"final_obs": np.zeros((2, 3)), "_final_obs": np.zeros(2, bool)}
+    for infos in ({}, {"final_obs": np.array([None, None])}, masked):
         with pytest.raises(ValueError, match='infos: got no "final_obs" for an episode that ended'):
             writer.add_step(**STEP, infos=infos)
     assert len(writer.buffer) == 0

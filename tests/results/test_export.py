@@ -156,6 +156,32 @@ def test_an_export_that_is_none_costs_one_line(
     assert said in said_by(capsys, "eval", str(export), "--episodes", "1", "--device", "cpu")
 
 
+@pytest.mark.parametrize("text", ["{", "[1]", "{}", '{"step": 120}', "\xff"])
+def test_an_evaluation_that_is_none_is_named_before_anything_is_written(export: Path, text: str) -> None:
+    (export / "evaluation-bad.json").write_bytes(text.encode("latin-1"))
+    out = export.parent / "out"
+    with pytest.raises(ValueError, match=r"evaluation-bad\.json: damaged, or no evaluation"):
+        export_run(export, out)
+    assert not out.exists()
+
+
+def test_what_links_lead_to_is_neither_handed_out_nor_written_over(export: Path) -> None:
+    secret = export.parent / "secret"
+    secret.write_text("mine")
+    (export / ".config.json.tmp").symlink_to(secret)
+    export_run(export, export)
+    assert secret.read_text() == "mine"
+    (export / "metrics.jsonl").unlink(missing_ok=True)
+    (export / "metrics.jsonl").symlink_to(secret)
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: damaged, or no metrics"):
+        export_run(export, export.parent / "out")
+
+
+def test_an_unknown_device_is_refused(export: Path) -> None:
+    with pytest.raises(ValueError, match="device: 'cud' is unknown; expected auto, cpu or cuda"):
+        load_learner(export, "cud")
+
+
 def test_what_commands_write_into_an_export_leaves_it_one(export: Path) -> None:
     for name in ("dream.gif", "dream.mp4", "dream.png", "acting.onnx", "LICENSE", ".gitattributes"):
         (export / name).touch()

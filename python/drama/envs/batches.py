@@ -113,7 +113,9 @@ class Batches:
 
     def state(self) -> tuple[list[NDArray[Any] | None], list[list[Any]]]:
         """The observations that the environments gave last."""
-        return [array if array is None else array.copy() for array in self._observations], list(self._objects)
+        return [array if array is None else array.copy() for array in self._observations], [
+            copying.deepcopy(items) for items in self._objects
+        ]
 
     def set_state(self, state: tuple[list[NDArray[Any] | None], list[list[Any]]]) -> None:
         """Take over what `state` gave."""

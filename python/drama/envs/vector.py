@@ -475,10 +475,13 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             worker = self._spawn(old.number)
             self._engine.workers[self._engine.workers.index(old)] = worker
             worker.receive()
+            deadline = None if self._timeout is None else time.monotonic() + self._timeout  # making takes what it takes
             worker.order(self._lay_out)
-            worker.receive()
+            worker.receive(deadline)
             worker.order(encode("reset", dict.fromkeys(worker.env_ids), None))
-            payloads = worker.receive()
+            payloads = worker.receive(deadline)
+        except TimeoutError:
+            raise self._late(list(old.env_ids)) from None
         except (WorkerDied, EnvError) as error:
             self._broken = f"{death}, and could not be restarted: {error}"
             raise WorkerDied(self._broken, death.env_ids) from error

@@ -170,7 +170,8 @@ class ReplayBuffer:
     def clear(self) -> None:
         """Forget all rows, but not how far the random numbers are. Memory stays for the rows to come.
 
-        A sampler with a memory has to be made anew.
+        A sampler with a memory has to be made anew. Rows are named from the beginning again: `indices` of batches that
+        were drawn before name other rows afterwards.
         """
         self.native.clear()
 

@@ -164,6 +164,9 @@ class StepWriter:
         if self.autoreset_mode != "SameStep":
             return known, {name: part[known] for name, part in parts.items()}
         at, final = np.flatnonzero(known), infos.get("final_obs")
+        given = infos.get("_final_obs")
+        if given is not None and not np.asarray(given, bool)[at].all():
+            final = None
         if isinstance(final, Mapping):
             return known, {name: self._column(name, part, len(ends))[at] for name, part in final.items()}
         last = [None if final is None else final[index] for index in at]

@@ -32,8 +32,22 @@ def write_card(folder: Path, config: Config, step: int, licence: str, graphs: Se
 
 def evaluations(folder: Path, step: int) -> list[dict[str, Any]]:
     """What the evaluation files of a folder say of the agent of `step`, by the names of the files."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("evaluation-*.json"))]
+    found = [_read(path) for path in sorted(folder.glob("evaluation-*.json"))]
     return [evaluation for evaluation in found if evaluation["step"] == step]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """An evaluation that `evaluate_run` wrote. Raises ValueError that names the file if it is none."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        numbers = [found["step"], found["seed"], *(found[name] for name in ("mean", "std", "median"))]
+        of_games = [found["human_normalised_mean"]] if found["human_normalised_mean"] is not None else []
+        fits = all(isinstance(n, int | float) for n in numbers + of_games) and isinstance(found["episodes"], list)
+        if not fits or not isinstance(found["greedy"], bool) or found["protocol"] not in ("standard", "paper"):
+            raise ValueError("a field is of the wrong type")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: damaged, or no evaluation ({error})") from error
+    return found
 
 
 def card(config: Config, step: int, scores: Sequence[dict[str, Any]], licence: str, graphs: Sequence[str] = ()) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from json import loads
 from pathlib import Path
 from typing import Literal
 
 from drama.files import write_atomically
-from drama.results.card import write_card
+from drama.results.card import evaluations, write_card
 from drama.results.evaluation import load_learner
 from drama.training.weights import save_weights
 
@@ -41,6 +42,10 @@ def export_run(
         ValueError: the run cannot be read, or `out` holds something else.
     """
     config, learner, step = load_learner(run, "cpu", step, trust=True)  # makes no environment
+    evaluations(run, step)  # all is read before anything is written
+    metrics = run / "metrics.jsonl"
+    if metrics.exists():
+        _check_lines(metrics)
     if format == "onnx":
         import onnxruntime  # these need the extra `onnx`, which is told before anything is written
 
@@ -49,7 +54,7 @@ def export_run(
         if out.exists() and any(out.iterdir()):
             raise ValueError(f"{out}: this folder holds something; --out names a new one, or the run's own")
         out.mkdir(parents=True, exist_ok=True)
-        for path in [run / "metrics.jsonl", *run.glob("evaluation-*.json")]:
+        for path in [metrics, *run.glob("evaluation-*.json")]:
             if path.exists():
                 shutil.copy(path, out / path.name)
     write_atomically(out / "config.json", config.to_json())
@@ -66,3 +71,13 @@ def export_run(
             )
     write_card(out, config, step, licence, lines)
     return out
+
+
+def _check_lines(path: Path) -> None:
+    """Raise ValueError that names the file unless it is JSON lines: a link may lead to what is not to be handed out."""
+    try:
+        with path.open() as lines:
+            if not all(isinstance(loads(line), dict) for line in lines):
+                raise ValueError("a line is no object")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: damaged, or no metrics ({error})") from error

@@ -15,7 +15,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that `auto`, `cpu` or `cuda` means here. Raises ValueError if it is not there."""
+    """The device that `auto`, `cpu` or `cuda` means here. Raises ValueError for another, or if it is not there."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device: {name!r} is unknown; expected auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: cuda was asked for, but torch finds no CUDA device; use --device cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

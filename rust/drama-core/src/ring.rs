@@ -35,8 +35,6 @@ pub(crate) enum Storage {
 /// `e * rows_per_env + t % rows_per_env`.
 pub struct Ring {
     id: u64,
-    /// How often rows had gone around when they were cleared.
-    rounds: u64,
     pub(crate) schema: Schema,
     pub(crate) columns: Vec<Storage>,
     capacity: usize,
@@ -114,7 +112,6 @@ impl Ring {
         let rows_per_chunk = rows_per_chunk(&schema, num_envs, rows_per_env);
         Ok(Self {
             id: next_id(),
-            rounds: 0,
             identity: new_identity(),
             rows_per_chunk,
             versions: Vec::new(),
@@ -164,7 +161,6 @@ impl Ring {
     /// Becomes another ring than before to what follows it.
     pub(crate) fn renew(&mut self) {
         self.id = next_id();
-        self.rounds += self.totals.iter().max().map_or(0, |total| total / self.rows_per_env as u64 + 1);
         self.found = Mutex::default();
     }
 
@@ -265,10 +261,10 @@ impl Ring {
     }
 
     /// What a batch names the row in `slot` by, and no other row ever: its slot, and as many times the number of slots
-    /// as the rows of its environment had gone around when it came, counting those that were cleared.
+    /// as the rows of its environment had gone around when it came.
     pub fn index(&self, slot: usize) -> i64 {
         let (_, t) = self.row_of(slot);
-        (slot as u64 + (self.rounds + t / self.rows_per_env as u64) * self.slots() as u64) as i64
+        (slot as u64 + t / self.rows_per_env as u64 * self.slots() as u64) as i64
     }
 
     /// As `index`, of a number that may be no slot.

@@ -375,6 +375,17 @@ fn final_values_of_rows_that_have_none_are_refused() {
 type Change<'a> = &'a dyn Fn(&mut Ring);
 
 #[test]
+fn flags_that_are_neither_true_nor_false_are_refused() {
+    let directory = Directory::new();
+    let mut ring = ring(12, 2);
+    add(&mut ring, &[vec![(false, true), (false, false)]]);
+    save(&(&ring, &seeded(0)), None, &directory.0).unwrap();
+    // The last field is a flag.
+    sign_chunk(&directory, |bytes| *bytes.last_mut().unwrap() = 7);
+    assert!(matches!(load(&directory.0), Err(Error::Corrupt { .. })));
+}
+
+#[test]
 fn saves_with_final_values_write_what_is_new() {
     let directory = Directory::new();
     let mut ring = large(400, 1);

@@ -61,7 +61,7 @@ class ResidualStack(SequenceModel):
         check_tokens(x, len(weight), is_first, weight)
         spoilt = None
         if is_first is not None:
-            bad, broken = ~x.sum(-1).isfinite(), None
+            bad, broken = ~x.isfinite().all(-1), None
             x = x.masked_fill(bad[..., None], 0.0)
             if state is not None:
                 self._check_states(state, x.shape[0])
@@ -72,16 +72,17 @@ class ResidualStack(SequenceModel):
         y, state = self._run(x, states, lambda mixer, h, s: mixer(h, is_first, s))
         if spoilt is None:
             return y, state
-        nans = _map(lambda t: torch.full_like(t, torch.nan) if t.is_floating_point() else t, state)
-        return y.masked_fill(spoilt[..., None], torch.nan), _where(spoilt[:, -1], nans, state)
+        return y.masked_fill(spoilt[..., None], torch.nan), _spoil(spoilt[:, -1], state)
 
     def step(self, x: Tensor, is_first: Tensor | None, state: State) -> tuple[Tensor, State]:
         weight = self.final_norm.weight
         check_token(x, len(weight), is_first, weight)
-        return self._run(x, state, lambda mixer, h, s: mixer.step(h, is_first, _started(mixer, is_first, s)))
+        y, state = self._run(x, state, lambda mixer, h, s: mixer.step(h, is_first, _started(mixer, is_first, s)))
+        return y, state if is_first is None else _spoil(~y.isfinite().all(-1), state)
 
     def step_(self, x: Tensor, is_first: Tensor | None, state: State) -> tuple[Tensor, State]:
-        return self._run(x, state, lambda mixer, h, s: mixer.step_(h, is_first, _started(mixer, is_first, s)))
+        y, state = self._run(x, state, lambda mixer, h, s: mixer.step_(h, is_first, _started(mixer, is_first, s)))
+        return y, state if is_first is None else _spoil(~y.isfinite().all(-1), state)
 
     def _run(
         self, x: Tensor, states: State, evaluate: Callable[[SequenceModel, Tensor, State], tuple[Tensor, State]]
@@ -120,6 +121,12 @@ def _where(rows: Tensor, there: State, elsewhere: State) -> State:
     return _map(lambda a, b: torch.where(rows.view(-1, *[1] * (b.dim() - 1)), a.to(b.dtype), b), there, elsewhere)
 
 
+def _spoil(rows: Tensor, state: State) -> State:
+    """The state with nothing finite in `rows[B]`, for the rest of their episodes."""
+    nans = _map(lambda t: torch.full_like(t, torch.nan) if t.is_floating_point() else t, state)
+    return _where(rows, nans, state)
+
+
 def _started(mixer: SequenceModel, is_first: Tensor | None, state: State) -> State:
     """The state before a token: the initial one where an episode begins."""
     if is_first is None:
@@ -131,7 +138,7 @@ def _started(mixer: SequenceModel, is_first: Tensor | None, state: State) -> Sta
 def _broken(state: State) -> Tensor:
     """`[B]` bool, whose state holds a value that is not finite."""
     if isinstance(state, Tensor):
-        return ~state.reshape(len(state), -1).isfinite().all(1)
+        return ~state.isfinite().flatten(1).all(1) if state.dim() > 1 else ~state.isfinite()
     return torch.stack([_broken(part) for part in state]).any(0)
 
 

@@ -3,7 +3,7 @@
 use std::{fs::File, io::Read, path::Path};
 
 use super::{at, corrupt, open, plan::Plan};
-use crate::{error::Result, memory::room, ring::Ring};
+use crate::{error::Result, memory::room, ring::Ring, schema::DType};
 
 const MAGIC: &[u8; 8] = b"DRAMACHK";
 const VERSION: u32 = 3;
@@ -145,9 +145,14 @@ pub(super) fn read(ring: &mut Ring, index: usize, entry: &ChunkEntry, path: &Pat
     let slots: Vec<_> = ring.plan().slots(index).collect();
     for field in 0..ring.schema().fields().len() {
         let size = ring.schema().fields()[field].row_bytes();
+        let is_bool = ring.schema().fields()[field].dtype() == DType::Bool;
         for slots in slots.iter().cloned() {
             let Some(packed) = ring.packed_mut(field) else {
-                reader.fill(&mut ring.plain_mut(field)[slots.start * size..slots.end * size])?;
+                let rows = &mut ring.plain_mut(field)[slots.start * size..slots.end * size];
+                reader.fill(rows)?;
+                if is_bool && rows.iter().any(|&byte| byte > 1) {
+                    return corrupt(path, DAMAGED);
+                }
                 continue;
             };
             for slot in slots {

@@ -11,6 +11,7 @@ mod plan;
 
 use std::{
     fs,
+    io::Write,
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
@@ -82,7 +83,13 @@ fn open(path: &Path) -> Result<(fs::File, u64)> {
 /// Writes to `directory/name.tmp`, whose content may still be lost.
 fn write_unfinished(directory: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let temporary = directory.join(format!("{name}.tmp"));
-    at(&temporary, fs::write(&temporary, bytes))
+    // What is there is removed rather than written to: it may be a link to somewhere else.
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return at(&temporary, Err(error)),
+        _ => {}
+    }
+    let file = fs::OpenOptions::new().write(true).create_new(true).open(&temporary);
+    at(&temporary, file.and_then(|mut file| file.write_all(bytes)))
 }
 
 /// Makes what `write_unfinished` wrote last, under its own name.
