@@ -118,7 +118,14 @@ def _map(function: Callable[..., Tensor], *states: State) -> State:
 
 def _where(rows: Tensor, there: State, elsewhere: State) -> State:
     """The state `there` in `rows[B]`, which are bool, and `elsewhere` in the others."""
-    return _map(lambda a, b: torch.where(rows.view(-1, *[1] * (b.dim() - 1)), a.to(b.dtype), b), there, elsewhere)
+
+    def choose(a: Tensor, b: Tensor) -> Tensor:
+        chosen = rows.view(-1, *[1] * (b.dim() - 1))
+        if b.dtype == torch.bool:  # onnxruntime has no `where` of these
+            return (chosen & a) | (~chosen & b)
+        return torch.where(chosen, a.to(b.dtype), b)
+
+    return _map(choose, there, elsewhere)
 
 
 def _spoil(rows: Tensor, state: State) -> State:
