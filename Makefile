@@ -11,7 +11,7 @@ REFERENCE := mamba-ssm==2.3.2.post1 einops==0.8.2
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
-.PHONY: help demo test test-rust test-signals test-python test-slow lint format bench docs build wheel release-check clean
+.PHONY: help demo test test-rust test-signals test-python test-slow test-cluster lint format bench docs build wheel release-check clean
 
 help:
 	@echo "make demo    set up, train on Pong for a few minutes, evaluate, dream"
@@ -65,7 +65,11 @@ test-python: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'not slow'
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow and not cluster'
+
+# A quarter of an hour of starting and killing Ray, which wants a machine to itself.
+test-cluster: $(VENV)/.dev
+	$(BIN)/python -m pytest -m cluster
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

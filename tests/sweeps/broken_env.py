@@ -42,10 +42,10 @@ class Sometimes(Frames):
 
 
 class Deadly(Frames):
-    """Ends its process at its step 90."""
+    """Ends its process at its step 20, before any checkpoint."""
 
     def step(self, action: np.int64) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        if self.steps == 90:
+        if self.steps == 20:
             os._exit(1)
         return super().step(action)
 

@@ -20,7 +20,7 @@ import drama
 from drama.results.report import read_run, runs_of
 from drama.training import checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).parents[2]
 PROLOGUE = """
@@ -91,14 +91,15 @@ print(json.dumps([[run.name, run.status] for run in done.runs]))
 @pytest.fixture
 def object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a bucket of a server that speaks S3."""
-    server = os.environ.get("MOTO_SERVER") or shutil.which("moto_server")
+    server = os.environ.get("MOTO_SERVER") or shutil.which("moto_server", path=str(Path(sys.executable).parent))
     if server is None:
         pytest.skip("there is no moto_server: pip install 'moto[server]', or MOTO_SERVER=PATH for one elsewhere")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    process = subprocess.Popen([server, "-H", "127.0.0.1", "-p", str(port)], stderr=(tmp_path / "moto.log").open("w"))
+    with (tmp_path / "moto.log").open("w") as log:
+        process = subprocess.Popen([server, "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log)
     try:
         store = fs.S3FileSystem(
             endpoint_override=f"127.0.0.1:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True
