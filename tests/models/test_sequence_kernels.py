@@ -108,6 +108,7 @@ def test_kernels_asked_for_on_a_cpu_are_refused() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.skipif(not (REFERENCE.exists() and find_spec("triton")), reason="mamba_ssm or triton is not installed")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there they run as they are")
 def test_interpreted_kernels_equal_the_portable_path() -> None:
