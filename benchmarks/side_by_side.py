@@ -53,7 +53,7 @@ def rates(game: str, preset: str, count: int, seconds: float) -> list[float]:
         ]
         processes = [subprocess.Popen([*command, str(run)], stdout=subprocess.DEVNULL) for run in runs]
         try:
-            while not all(reached(run, START + 64) for run in runs):
+            while any(last_step(run) < START + 64 for run in runs):
                 if any(process.poll() is not None for process in processes):
                     raise SystemExit("a run ended early")
                 time.sleep(0.1)
@@ -72,11 +72,6 @@ def last_step(run: Path) -> int:
     path = run / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return json.loads(lines[-1])["step"] if lines else 0
-
-
-def reached(run: Path, step: int) -> bool:
-    """Whether a run has come to `step`."""
-    return last_step(run) >= step
 
 
 def main() -> None:

@@ -744,7 +744,7 @@ def _replaced(config: Any, name: str, path: Sequence[str], value: Any) -> Any:
         raise ValueError(f"options: {name!r} is no field of the config{did_you_mean(name, known)}")
     if len(path) > 1:
         value = _replaced(getattr(config, path[0]), name, path[1:], value)
-    return dataclasses.replace(config, **{path[0]: tuple(value) if isinstance(value, list) else value})
+    return dataclasses.replace(config, **{path[0]: value})
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
