@@ -7,7 +7,7 @@ import argparse
 import torch
 
 from drama.agent.player import Player
-from drama.api import make_config
+from drama.choosing import make_config
 from drama.training.collector import Collector, make_envs, make_replay
 from drama.training.learner import Learner
 from drama.training.updater import Updater

@@ -17,7 +17,7 @@ import pytest
 from gymnasium import spaces
 
 import drama
-from drama.api import choose_preset, make_config
+from drama.choosing import choose_preset, make_config
 from drama.config import EnvConfig
 from drama.interface import Continuous
 from drama.results.dream import dream_run

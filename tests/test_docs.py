@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import drama
-from drama.cli import commands, sweep
+from drama.cli import arguments, sweep
 from drama.cli.main import COMMANDS
 from drama.config import Config, preset
 
@@ -107,16 +107,18 @@ def test_the_commands_of_a_page_are_those_of_today(page: Path) -> None:
         if program == "make":
             assert rest[0] in targets, line
         elif Path(program).name == "drama" and rest[0] != "games":
-            name, *arguments = rest
+            name, *words = rest
             assert name in COMMANDS, line
             if name == "sweep":
-                sweep.arguments(arguments)
+                sweep.arguments(words)
                 continue
-            kind: Any = getattr(commands, f"{name.capitalize()}Args")
-            if name == "train" and "--resume" in arguments:
-                kind = commands.ResumeArgs
-            default = commands._defaults(kind, preset("cpu")) if issubclass(kind, Config) else None
-            commands._parse(kind, arguments, name, default)
+            kind: Any = getattr(arguments, f"{name.capitalize()}Args")
+            if name == "train" and "--resume" in words:
+                kind = arguments.ResumeArgs
+            if name == "info" and "/" in words[0]:
+                kind = arguments.InfoRunArgs
+            default = arguments.defaults(kind, preset("cpu")) if issubclass(kind, Config) else None
+            arguments.parse(kind, words, name, default)
 
 
 def test_the_table_of_the_readme_is_that_of_the_results() -> None:

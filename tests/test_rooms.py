@@ -16,7 +16,7 @@ PACKAGE = Path(drama.__file__).parent
 BASE = {"config", "files", "hints", "interface"}
 BELOW: dict[str, set[str]] = {
     "config": set(),
-    "files": set(),
+    "files": {"hints"},
     "hints": set(),
     "interface": set(),
     "replay": set(),
@@ -27,9 +27,10 @@ BELOW: dict[str, set[str]] = {
     "agent": BASE | {"runtime", "models"},
     "training": BASE | {"runtime", "models", "agent", "replay", "envs"},
     "results": BASE | {"runtime", "models", "agent", "replay", "envs", "training"},
-    "api": BASE | {"runtime", "models", "agent", "replay", "envs", "training", "results"},
-    "sweeps": BASE | {"runtime", "models", "agent", "replay", "envs", "training", "results", "api"},
-    "cli": BASE | {"runtime", "models", "agent", "replay", "envs", "training", "results", "api", "sweeps"},
+    "choosing": BASE | {"runtime", "envs"},
+    "api": BASE | {"runtime", "models", "agent", "replay", "envs", "training", "results", "choosing"},
+    "sweeps": BASE | {"runtime", "models", "agent", "replay", "envs", "training", "results", "choosing"},
+    "cli": BASE | {"runtime", "models", "agent", "replay", "envs", "training", "results", "choosing", "sweeps"},
 }
 
 
@@ -62,6 +63,7 @@ def test_imports_run_one_way(path: Path) -> None:
         ("drama", "numpy torch gymnasium"),
         ("drama.replay", "torch gymnasium"),
         ("drama.envs", "torch"),
+        ("drama.choosing", "torch"),
         ("drama.sweeps", "torch ray"),
     ],
 )

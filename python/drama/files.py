@@ -8,10 +8,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from drama.hints import either, resume
+
 try:
     import fcntl
 except ImportError:  # Windows: nothing keeps two writers apart there
     fcntl = None  # type: ignore[assignment]
+
+
+def check_run(run: Path) -> None:
+    """Raise ValueError where there is no such folder."""
+    if not run.is_dir():
+        raise ValueError(f"{run}: no such run folder")
+
+
+def check_new(run: Path) -> None:
+    """Raise ValueError where a run cannot begin, as there is something."""
+    if run.exists():
+        another = either("--run NAME", "run=NAME")
+        raise ValueError(f"{run}: this run folder exists; {resume(run)} goes on with it, {another} starts another")
 
 
 def write_atomically(path: Path, text: str) -> None:

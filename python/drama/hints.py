@@ -7,7 +7,32 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+_at_shell = False
+
+
+@contextmanager
+def at_shell() -> Iterator[None]:
+    """Until its end, a person is at the command line, and not in Python."""
+    global _at_shell
+    before, _at_shell = _at_shell, True
+    try:
+        yield
+    finally:
+        _at_shell = before
+
+
+def either(shell: str, python: str) -> str:
+    """The words for where the person is."""
+    return shell if _at_shell else python
+
+
+def resume(run: object, *more: object) -> str:
+    """How to go on with a run: a command line, or a call of `drama.train`."""
+    return either(f"`{command('train', '--resume', run, *more)}`", f"drama.train(env, run={str(run)!r}, resume=True)")
 
 
 def command(*words: object) -> str:

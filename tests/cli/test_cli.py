@@ -52,19 +52,47 @@ DEBUG = ("--preset", "debug", "--device", "cpu")
             ["train", "Pong", "--preset", "cpuu"],
             ["preset", "'cpuu'", "did you mean cpu", "paper, paper-m, paper-l, cpu"],
         ),
-        (["train", "Pong", *DEBUG, "--train.batch-sizes", "3"], ["--train.batch-sizes", "--train.batch-size INT"]),
-        (["train", "Pong", *DEBUG, "--steps", "many"], ["--steps", "'many'"]),
-        (["train", "Pong", "--preset", "debug", "--device", "gpu"], ["'gpu'", "--device", "'cuda'"]),
+        (
+            ["train", "Pong", *DEBUG, "--train.batch-sizes", "3"],
+            ["--train.batch-sizes: there is no such option (did you mean --train.batch-size"],
+        ),
+        (["train", "Pong", *DEBUG, "--steps", "many"], ["--steps: got 'many', expected a whole number"]),
+        (
+            ["train", "Pong", "--preset", "debug", "--device", "gpu"],
+            ["--device: got 'gpu', expected auto, cpu or cuda"],
+        ),
         (["train", "Pong", *DEBUG, "--steps", "64"], ["steps: 64", "train.start_step = 64"]),
         (["train", "Pong", *DEBUG, "--train.start-step", "10"], ["train.start_step: 10", "needs 20"]),
         (["train", "Pong", *DEBUG, "--env.size", "36"], ["env.size: 36", "multiple of 8"]),
         (["train", "Pong", *DEBUG, "--world-model.sequence.backend", "lstm"], ["backend", "'lstm'", "mamba2"]),
         (["train", "Pong", *DEBUG, "--world-model.sequence.head-dim", "33"], ["headdim: 33", "64"]),
         (["train", "Pong", *DEBUG, "--seed", "-1"], ["seed: -1"]),
-        (["train"], ["Missing", "game"]),
+        (["train"], ["Missing: GAME: "]),
+        (["train", "Pong", *DEBUG, "--seed", "1.5"], ["--seed: got '1.5', expected a whole number"]),
+        (["train", "Pong", *DEBUG, "--steps"], ["--steps: a value is missing, expected a whole number"]),
+        (["train", "Pong", "--preset", "--steps", "9"], ["--preset: a value is missing"]),
+        (["train", "Pong", *DEBUG, "--train.agent-lr=x"], ["--train.agent-lr: got 'x', expected a number"]),
+        (
+            ["train", "Pong", *DEBUG, "--world-model.vision.channels", "8", "x"],
+            ["channels: got '8 x', expected whole nu"],
+        ),
+        (["train", "Pong", *DEBUG, "--train.cuda-graph", "no"], ["--train.cuda-graph: takes no value, got 'no'"]),
+        (["train", "Pong", *DEBUG, "--env.kwargs", "[1]"], ["--env.kwargs: '[1]' is no JSON object"]),
+        (["train", "Pong", *DEBUG, "-s", "3"], ["-s: there is no such option"]),
+        (["train", "Pong", "Boxing", *DEBUG], ["'Boxing': one word too many"]),
+        (
+            ["eval", "x", "--protocol", "papr"],
+            ["--protocol: got 'papr', expected standard or paper (did you mean paper?)"],
+        ),
+        (["eval", "x", "--checkpoint", "last"], ["--checkpoint: got 'last', expected a whole number"]),
+        (["export", "x"], ["Missing: --out: The folder to write"]),
+        (["report", ".", "--out", "x.html"], ["out: x.html must be a folder"]),
+        (["version", "--foo"], ["drama version takes no arguments, got --foo"]),
+        (["--help", "train"], ["drama --help takes no arguments, got train"]),
+        (["help", "train", "eval"], ["drama help takes one command, got train eval"]),
         (["train", "--resume", "no-such-run"], ["no-such-run", "no such run folder"]),
         (["eval", "no-such-run"], ["no-such-run", "no such run folder"]),
-        (["eval"], ["Missing", "Folder of the run"]),
+        (["eval"], ["Missing: RUN: Folder of the run"]),
         (["trian", "Pong"], ["'trian'", "did you mean train"]),
         (["games", "Pong"], ["no arguments"]),
     ],
@@ -77,6 +105,40 @@ def test_a_mistake_gives_one_line_and_exit_code_2(drama: Run, args: list[str], s
     assert err.count("\n") == 1
     for part in said:
         assert part in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["games"],
+        ["help", "games"],
+        ["train", "Pongg", *DEBUG],
+        ["train", "Pongg"],
+        ["train", "Pong", "--preset", "cpuu"],
+        ["train", "Pong", *DEBUG, "--seed", "-1"],
+        ["train", "Pong", *DEBUG, "--run", "."],
+        ["train", "--resume", "no-such-run"],
+        ["eval", "no-such-run"],
+        ["play", "no-such-run"],
+        ["report", "no-such-run"],
+        ["info", "Pongg"],
+        ["dream", ".", "--out", "x.txt"],
+        ["sweep", "--games", "Pongg", "--out", "x"],
+    ],
+)
+def test_words_are_told_before_pytorch_is_imported(words: list[str], tmp_path: Path) -> None:
+    code = """if True:
+        import sys
+        from drama.cli import main
+        try:
+            main()
+        finally:
+            print("torch" in sys.modules)"""
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False)
+    assert done.returncode == (0 if "games" in words else 2), done.stderr
+    assert done.stdout.endswith("False\n")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_cuda_that_is_not_there_is_refused(drama: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,6 +311,7 @@ def test_the_last_lines_of_a_training_can_be_pasted(
     folder = tmp_path / "my runs"
     folder.mkdir()
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
     _, out, _ = drama("train", "Catch", *DEBUG, "--run", "a run", "--log.eval-episodes", "0")
     lines = out.partition("results: ")[2].splitlines()[1:]
     assert len(lines) == 4
@@ -373,7 +436,7 @@ def test_threads_without_work_sleep_unless_the_user_says_otherwise(
     monkeypatch.setitem(sys.modules, "drama.cli.commands", Watched())
     monkeypatch.setattr("drama.cli.commands", Watched(), raising=False)
     with pytest.raises(SystemExit) as stop:
-        main(["games"])
+        main(["info", "Catch"])
     os.environ.pop("OMP_WAIT_POLICY", None)
     assert not stop.value.code
     assert seen == [policy]

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from drama import __version__
 from drama.config import PRESETS, did_you_mean
-from drama.hints import install
+from drama.hints import at_shell, install
 
 COMMANDS = {
     "train": "train an agent in an Atari game or any Gymnasium environment, or go on with a run",
@@ -41,8 +41,6 @@ EXTRAS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 when done, 2 on bad input, 130 when interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if args[:1] == ["help"]:  # `drama help train` is `drama train --help`
-        args = [*args[1:2], "--help"]
     # Threads without work must sleep: in the loop in which they wait by default they take the cores of whatever runs
     # beside, and two runs on one machine stand almost still. OpenMP reads this when torch is loaded.
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
@@ -51,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.path.append(os.getcwd())
     try:
         try:
-            code = _run(args)
+            with at_shell():
+                code = _run(args)
         except SystemExit as stop:  # the parser has shown its help
             code = stop.code
         sys.stdout.flush()  # else a reader that has gone, or a full disk, shows only as Python ends
@@ -83,22 +82,33 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(args: Sequence[str]) -> int | str | None:
     """Run one command; gives the exit code."""
-    if not args or args[0] in ("-h", "--help"):
+    name, *rest = args or ["--help"]
+    if name == "help":  # `drama help train` is `drama train --help`
+        if len(rest) > 1:
+            raise ValueError(f"drama help takes one command, got {' '.join(rest)}")
+        name, *rest = [*rest, "--help"]
+    if name in ("-h", "--help", "-V", "--version", "version") and rest:
+        raise ValueError(f"drama {name} takes no arguments, got {' '.join(rest)}")
+    if name in ("-h", "--help"):
         print(_help())
         return 0
-    if args[0] in ("-V", "--version", "version"):
+    if name in ("-V", "--version", "version"):
         print(__version__)
         return 0
-    name, *rest = args
     if name not in COMMANDS:
         raise ValueError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; there are {', '.join(COMMANDS)}")
     if name == "sweep":  # needs an extra of its own
-        from drama.cli.sweep import sweep as command
-    else:
-        from drama.cli import commands
+        from drama.cli.sweep import sweep
 
-        command = getattr(commands, name)
-    code: int = command(rest)
+        return sweep(rest)
+    from drama.cli import arguments
+
+    parsed = getattr(arguments, name)(rest)
+    if parsed is None:  # it was but asked for words
+        return 0
+    from drama.cli import commands
+
+    code: int = getattr(commands, name)(parsed)
     return code
 
 

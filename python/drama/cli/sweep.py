@@ -6,19 +6,23 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from drama.api import preset_for
-from drama.cli.commands import _defaults, _named_preset, _parse
+from drama.choosing import preset_for
+from drama.cli.arguments import defaults, named_preset, parse
 from drama.config import Config, did_you_mean, flat, option_docs, preset
 from drama.envs import known_game
-from drama.sweeps.driver import Sweep
-from drama.sweeps.driver import sweep as run_sweep
+from drama.sweeps.plan import make_plan
+
+if TYPE_CHECKING:
+    from drama.sweeps.driver import Sweep
 
 APART = {"game", "preset", "seed"}
 """Fields of the config that are no options of all runs."""
+RUNNING = {"out", "address", "max_failures"}
+"""Arguments of `drama.sweep` that are not of its plan."""
 HELP = """\
 usage: drama sweep --games GAME... --out FOLDER [options]
 
@@ -75,14 +79,18 @@ def sweep(args: Sequence[str]) -> int:
         print(HELP)
         return 0
     args = ["--help" if arg == "--help-all" else arg for arg in args]
-    return _tell(run_sweep(**arguments(args)))
+    given = arguments(args)
+    make_plan(**{name: value for name, value in given.items() if name not in RUNNING})  # before Ray is imported
+    from drama.sweeps.driver import sweep
+
+    return _tell(sweep(**given))
 
 
 def arguments(args: Sequence[str]) -> dict[str, Any]:
     """What `drama.sweep` is called with for these arguments of the command line."""
-    name = _named_preset(args) or "cpu"
+    name = named_preset(args) or "cpu"
     base = preset(name)
-    parsed = _parse(SweepArgs, args, "sweep", _default(base))
+    parsed = parse(SweepArgs, args, "sweep", _default(base))
     if parsed.preset == "auto":
         raise ValueError("preset: auto is not for sweeps, whose runs are to be alike; name one")
     for option in ("games", "out"):
@@ -90,12 +98,12 @@ def arguments(args: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"{option}: name {'at least one game, or all' if option == 'games' else 'the folder'}")
     first = known_game(parsed.games[0]) or parsed.games[0]
     values = {field: value for field, value in flat(parsed).items() if field in flat(base)}
-    defaults = flat(preset_for("Pong" if first == "all" else first, name))
+    of_game = flat(preset_for("Pong" if first == "all" else first, name))
     given = {arg.partition("=")[0].removeprefix("--").replace("-", "_") for arg in args if arg.startswith("--")}
     options = {
         field: value
         for field, value in values.items()
-        if field not in APART and (field in given or (value != defaults[field] and value != flat(base)[field]))
+        if field not in APART and (field in given or (value != of_game[field] and value != flat(base)[field]))
     }
     for option in ("grid", "search"):
         if not all(getattr(parsed, option)):
@@ -134,12 +142,12 @@ def _read(base: Config, field: str, text: str) -> Any:
         if text not in ("True", "False"):
             raise ValueError(f"{field}: got {text!r}, expected True or False")
         return text == "True"
-    parsed = _parse(SweepArgs, [f"--{field.replace('_', '-')}", text], "sweep", _default(base))
+    parsed = parse(SweepArgs, [f"--{field.replace('_', '-')}", text], "sweep", _default(base))
     return flat(parsed)[field.replace("-", "_")]
 
 
 def _default(base: Config) -> SweepArgs:
-    return dataclasses.replace(_defaults(SweepArgs, base), game="")
+    return dataclasses.replace(defaults(SweepArgs, base), game="")
 
 
 def _tell(done: Sweep) -> int:

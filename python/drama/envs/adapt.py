@@ -153,7 +153,7 @@ class Adapter:
         raise ValueError(
             f"observation space: {what} of {self._name} is {type(leaf).__name__}, from which nothing can be learned"
             + " here;"
-            + (f" --env.without {name} leaves it out, or a" if name else " a")
+            + (f" --env.without {name} (`env.without`) leaves it out, or a" if name else " a")
             + " gymnasium.ObservationWrapper turns it into a Box"
         )
 
@@ -208,7 +208,7 @@ class Adapter:
             if outside.any():
                 raise NotInSpace(
                     f"{where}: {array[outside][0]} is outside of its space, from {leaf.low[outside][0]} to"
-                    f" {leaf.high[outside][0]}; --env.no-check lets it pass"
+                    f" {leaf.high[outside][0]}; --env.no-check (`env.check`, False) lets it pass"
                 )
         return value
 

@@ -157,8 +157,8 @@ def _make_inner(game: str, config: EnvConfig, pictures: bool) -> MakeEnv:
         names = [*game_names(), *(name for name in gymnasium.registry if not name.startswith("drama/"))]
         raise ValueError(
             f"game: {game!r} is unknown{did_you_mean(game, names)}; it may be one of `drama games`, the id of an"
-            " environment that is registered with Gymnasium (--env.imports MODULE imports what registers it), or"
-            f" package.module:function{MISSING}"
+            " environment that is registered with Gymnasium (--env.imports MODULE, `env.imports`, imports what"
+            f" registers it), or package.module:function{MISSING}"
         )
     return functools.partial(_registered, gymnasium.spec(game), pictures, kwargs)
 

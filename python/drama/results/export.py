@@ -52,7 +52,7 @@ def export_run(
         from drama.results.graphs import write_graphs
     if out.resolve() != run.resolve():
         if out.exists() and any(out.iterdir()):
-            raise ValueError(f"{out}: this folder holds something; --out names a new one, or the run's own")
+            raise ValueError(f"{out}: this folder holds something; out must be a new one, or the run's own")
         out.mkdir(parents=True, exist_ok=True)
         for path in [metrics, *run.glob("evaluation-*.json")]:
             if path.exists():

@@ -6,9 +6,8 @@ import re
 import sys
 from pathlib import Path
 
-from drama.training.weights import WEIGHTS
-
 SCHEME = "hf:"
+WEIGHTS = "model.safetensors"
 FILES = ["config.json", "interface.json", WEIGHTS, "README.md", "metrics.jsonl", "evaluation-*.json"]
 """All that is downloaded, whatever else is there."""
 

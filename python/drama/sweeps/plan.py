@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drama.api import default_run, make_config
+from drama.choosing import default_run, make_config
 from drama.config import Config, with_options
 from drama.envs import env_maker, known_game
 

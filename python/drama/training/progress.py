@@ -110,7 +110,7 @@ class Progress(Callback):
         if self._warned or self._speed is None or (left := (self._config.steps - self._step) / self._speed) < LONG:
             return
         self._warned = True
-        hint = "" if self._config.preset == "cpu" else "; --preset cpu is for machines without a GPU"
+        hint = "" if self._config.preset == "cpu" else "; the preset cpu is for machines without a GPU"
         self._print(f"note: at {self._speed:.2g} steps a second this run takes {left / 86_400:.1f} days more{hint}")
 
     def _say(self) -> None:

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from drama import hints
 from drama.agent.imagination import dream
 from drama.agent.player import Player
 from drama.config import Config
 from drama.envs import EnvError
-from drama.files import locked, write_atomically
-from drama.hints import command
+from drama.files import check_new, check_run, locked, write_atomically
 from drama.interface import Interface
 from drama.replay import ReplayBuffer, Uniform
 from drama.runtime.device import resolve_device
@@ -68,11 +68,8 @@ class Trainer:
         self.run = Path(run)
         self.device = resolve_device(config.device)
         self._callbacks = Callbacks([JsonLines(), TensorBoard(), *callbacks])
-        if not resume and self.run.exists():
-            raise ValueError(
-                f"{self.run}: this run folder exists; `{command('train', '--resume', self.run)}` goes on with it,"
-                " --run NAME starts another"
-            )
+        if not resume:
+            check_new(self.run)
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
@@ -125,8 +122,7 @@ class Trainer:
         A run that was killed before its first checkpoint begins again.
         """
         run = Path(run)
-        if not run.is_dir():
-            raise ValueError(f"{run}: no such run folder")
+        check_run(run)
         before = config = Config.load(run / "config.json")
         if is_export(run):
             raise ValueError(f"{run}: an export has no optimizers and no replay to go on with; resume the run it is of")
@@ -136,6 +132,8 @@ class Trainer:
         if steps is not None and steps < trainer.step:
             raise ValueError(f"steps: {run} has gone to step {trainer.step} already, which is more than {steps}")
         trainer._changed = config != before
+        if (capacity := config.train.replay_capacity) < config.steps and config.steps > before.steps:
+            trainer.notes.append(f"the replay keeps its size: the last {capacity:,} of {config.steps:,} steps")
         return trainer
 
     def train(self) -> bool:
@@ -303,7 +301,7 @@ class Trainer:
         """What a person can do after the run has stopped."""
         found = checkpoint.list_checkpoints(self.run)
         where = f"from step {int(found[-1].name.removeprefix('step-'))}" if found else "from the beginning"
-        return f"`{command('train', '--resume', self.run)}` goes on {where}"
+        return f"{hints.resume(self.run)} goes on {where}"
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
