@@ -17,14 +17,13 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from drama.cli import main as drama
 from drama.cli.main import COMMANDS
 from drama.config import PRESETS, Config, flat, option_docs, preset
 from drama.results.card import evaluations
 from drama.results.report import settings
-from drama.results.scores import published_scores
+from drama.results.scores import Evaluation, published_scores
 
 ROOT = Path(__file__).parents[1]
 MEASURED = {"replay.md": "Figures", "envs.md": "Speed", "world-model.md": "Speed"}
@@ -153,10 +152,10 @@ def scores(folder: Path) -> str:
         for score in evaluations(run, config.steps):
             known = published_scores().get(config.game, {})
             beside = [f"{known[method].score:.3g}" if method in known else "" for method in methods]
-            normalised = score["human_normalised_mean"]
+            normalised = score.normalised
             lines.append(
-                f"| [{run.name}](#{run.name}) | {score['protocol']}, {'greedy' if score['greedy'] else 'sampled'}"
-                f" | {len(score['episodes'])} | {score['mean']:.1f} ± {score['std']:.1f}"
+                f"| [{run.name}](#{run.name}) | {score.kind}"
+                f" | {len(score.returns)} | {score.mean:.1f} ± {score.std:.1f}"
                 f" | {'' if normalised is None else f'{normalised:.0%}'} | {' | '.join(beside)} |"
             )
     lines += ["", "`python/drama/results/atari100k_scores.csv` says how far each published score is confirmed.", ""]
@@ -173,17 +172,14 @@ def scores(folder: Path) -> str:
         command = f"drama train {config.game} --preset {config.preset} --seed {config.seed} --steps {config.steps}"
         lines += ["```console", f"$ {command}{''.join(changed)}"]
         for score in evaluations(run, config.steps):
-            lines.append(
-                f"$ drama eval RUN --episodes {len(score['episodes'])} --protocol {score['protocol']}"
-                f" --greedy {score['greedy']} --seed {score['seed']}"
-            )
+            lines.append(f"$ {score.command('RUN')}")
         lines += ["```"]
     return "\n".join(lines) + "\n"
 
 
 def summary() -> str:
     """The table of the README: sampled evaluations under `standard` at the end of the runs in results/, by game."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[Evaluation]] = {}
     configs = {path.parent: Config.load(path) for path in sorted((ROOT / "results").glob("*/config.json"))}
     for run, config in configs.items():
         # Only options in which these runs differ: those in which an older preset did are on the page of scores.
@@ -195,13 +191,13 @@ def summary() -> str:
             if value != base[name] and any(other[name] != value for other in alike)
         ]
         for score in evaluations(run, config.steps):
-            if score["protocol"] == "standard" and not score["greedy"]:
+            if score.kind == "standard, sampled":
                 name = f"{config.game}, {config.preset}{''.join(options)}, {config.steps:,} steps"
                 found.setdefault(name, []).append(score)
     lines = ["| | seeds | here | " + " | ".join(BESIDE) + " |", "| --- |" + " --- |" * (2 + len(BESIDE))]
     for name, rows in found.items():
-        known = published_scores().get(rows[0]["game"], {})
-        means = [row["mean"] for row in rows]
+        known = published_scores().get(rows[0].game, {})
+        means = [row.mean for row in rows]
         each = f" ({', '.join(f'{mean:.1f}' for mean in means)})" if len(means) > 1 else ""
         beside = " | ".join(f"{known[method].score:.3g}" if method in known else "" for method in BESIDE)
         lines.append(f"| {name} | {len(rows)} | {sum(means) / len(means):.1f}{each} | {beside} |")

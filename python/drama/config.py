@@ -446,6 +446,15 @@ class Config(_Plain):
             "world_model.bins": self.world_model.bins - 1,
         }
         checks |= {f"{name}: {value} is too small": value >= 1 for name, value in sizes.items()}
+        sequence = self.world_model.sequence
+        most = {  # what no weight's shape tells: a config may be somebody else's
+            "world_model.sequence.layers": (sequence.layers, 1000),
+            "world_model.sequence.chunk": (sequence.chunk, 65_536),
+            "world_model.sequence.window": (sequence.window, 65_536),
+            "world_model.vector.layers": (self.world_model.vector.layers, 1000),
+            "agent.layers": (self.agent.layers, 1000),
+        }
+        checks |= {f"{name}: {value} must be at most {limit}": value <= limit for name, (value, limit) in most.items()}
         for name in ("log_every", "image_every", "checkpoint_every", "eval_envs"):
             checks[f"log.{name}: {getattr(self.log, name)} must be at least 1"] = getattr(self.log, name) >= 1
         _refuse(checks)

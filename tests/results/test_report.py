@@ -42,7 +42,7 @@ def write_run(folder: Path, config: Config, returns: list[float], step: int | No
     rows.append({"event": "train", "step": last, "time": 0.0, "world_model/kl": 1.0, "agent/entropy": None})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if returns:
-        values = {"game": config.game, "protocol": "standard", "greedy": False, "step": last} | evaluation
+        values = {"game": config.game, "protocol": "standard", "greedy": False, "step": last, "seed": 0} | evaluation
         values["episodes"] = [{"return": score} for score in returns]
         name = f"evaluation-{values['protocol']}-{values['greedy']}-{values['step']}.json"
         (folder / name).write_text(json.dumps(values))
@@ -305,6 +305,18 @@ def test_the_copy_of_an_object_store_has_its_runs_in_the_checkpoints_of_ray(conf
         write_run(trial, game(config, "Pong"), [float(number)])
     assert runs_of(folder) == ([trial], ["pong-1"])
     assert make_report([folder]).runs[0].evaluations[0].mean == 10
+
+
+def test_a_folder_stands_for_the_runs_and_sweeps_in_it(config: Config, tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "first", ["pong-0", "pong-1"])
+    write_run(folder / "pong-0", game(config, "Pong"), [1.0])
+    write_run(tmp_path / "alone", game(config, "Boxing"), [1.0])
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "table.csv").touch()
+    assert runs_of(tmp_path) == ([tmp_path / "alone", folder / "pong-0"], ["pong-1"])
+    assert {run.config.game for run in make_report([tmp_path]).runs} == {"Boxing", "Pong"}
+    with pytest.raises(ValueError, match=r"notes/config.json: cannot be read"):
+        make_report([tmp_path / "notes"])
 
 
 def test_a_sweep_that_cannot_be_read_or_has_no_run_is_named(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,48 @@ def test_a_checkpoint_without_a_part_is_refused_by_name(debug: Config, tmp_path:
     torch.save(state, folder / "state.pt")
     with pytest.raises(ValueError, match=rf"state\.pt: the checkpoint lacks {part}$"):
         Trainer.resume(tmp_path / "run")
+
+
+class Made:
+    """What becomes a call when it is read back."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self._call = function, args
+
+    def __reduce__(self) -> Any:
+        return self._call
+
+
+def compressed(path: Path) -> None:
+    with zipfile.ZipFile(path) as file:
+        records = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in records.items():
+            file.writestr(name, data)
+
+
+@pytest.mark.parametrize(
+    ("hostile", "change"),
+    [
+        (torch.zeros(10**6), compressed),
+        (torch.zeros(1).expand(1000, 1000), None),
+        (Made(bytearray, 10**7), None),
+        (Made(torch.FloatTensor, 10**7), None),
+    ],
+    ids=["compressed", "repeated", "bytes", "tensor"],
+)
+def test_a_checkpoint_of_somebody_else_takes_no_more_memory_than_its_size(
+    hostile: Any, change: Callable[[Path], None] | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "state.pt"
+    state: dict[str, Any] = {"version": checkpoint.VERSION, "step": 1, **{part: {} for part in checkpoint.PARTS}}
+    torch.save(state, path)
+    assert checkpoint.load_state(tmp_path, torch.device("cpu")) == state
+    torch.save({**state, "more": [{"deep": hostile}]}, path)
+    if change is not None:
+        change(path)
+    with pytest.raises(ValueError, match=r"state\.pt: truncated, damaged, or not a checkpoint"):
+        checkpoint.load_state(tmp_path, torch.device("cpu"))
 
 
 def test_a_termination_signal_saves_and_tells_how_to_go_on(tmp_path: Path) -> None:

@@ -144,6 +144,8 @@ class EvalArgs:
     """auto, cpu or cuda."""
     trust: tyro.conf.FlagCreatePairsOff[bool] = False
     """Import what an export names to make its environment."""
+    steps_limit: int | None = None
+    """Steps after which an episode is truncated; by default as env.max_steps or env.max_frames say, else 27,000."""
     json: bool = False
     """Print the whole result as JSON."""
 

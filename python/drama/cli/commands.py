@@ -35,7 +35,7 @@ from drama.envs import make_env, read_interface
 from drama.interface import Interface
 from drama.results.cost import milliseconds, multiply_adds
 from drama.results.dream import dream_run
-from drama.results.evaluation import check_loadable, evaluate_run, load_learner
+from drama.results.evaluation import STEPS, check_loadable, evaluate_run, load_learner
 from drama.results.export import export_run
 from drama.results.play import Dream, Window, frames_per_second, play_agent, play_dream, watch
 from drama.results.report import read_run
@@ -96,6 +96,7 @@ def eval(args: EvalArgs) -> int:
             device=args.device,
             told=told,
             trust=args.trust,
+            steps_limit=args.steps_limit,
         )
     if args.json:
         print(json.dumps(result, indent=2))
@@ -292,19 +293,24 @@ def _print_evaluation(result: dict[str, Any]) -> None:
         f" {result['median']:.1f} over {len(result['episodes'])} episodes{normalised}"
         f" (protocol {result['protocol']}, {'greedy' if result['greedy'] else 'sampled'})"
     )
+    limit = result["steps_limit"] or STEPS
+    if cut := sum(episode["truncated"] and episode["length"] == limit for episode in result["episodes"]):
+        print(f"note: {cut} episodes were truncated after {limit:,} steps; --steps-limit takes another limit")
     print(result["file"] or f"note: not written: {result['not_written']}")
 
 
 def _write_dream(args: DreamArgs) -> None:
     out = args.out or args.run / "dream.gif"
-    video = dream_run(
-        args.run,
-        steps=args.steps,
-        context=args.context,
-        skip=args.skip,
-        seed=args.seed,
-        device=args.device,
-        trust=args.trust,
-    )
+    with _counting("playing", args.skip + args.steps) as told:
+        video = dream_run(
+            args.run,
+            steps=args.steps,
+            context=args.context,
+            skip=args.skip,
+            seed=args.seed,
+            device=args.device,
+            trust=args.trust,
+            told=told,
+        )
     out.write_bytes(encode_picture(dream_strip(video)) if out.suffix == ".png" else encode_video(video, out.suffix))
     print(f"dream: {out}")

@@ -10,6 +10,7 @@ from typing import Any
 from drama import __version__
 from drama.config import Config, flat, preset
 from drama.files import write_atomically
+from drama.results.scores import Evaluation, read_evaluation
 
 APART = {"game", "preset", "steps", "seed", "device", "threads"}
 """Values that no table of options wants: they stand elsewhere, or do not decide what is learned."""
@@ -30,27 +31,13 @@ def write_card(folder: Path, config: Config, step: int, licence: str, graphs: Se
     return path
 
 
-def evaluations(folder: Path, step: int) -> list[dict[str, Any]]:
+def evaluations(folder: Path, step: int) -> list[Evaluation]:
     """What the evaluation files of a folder say of the agent of `step`, by the names of the files."""
-    found = [_read(path) for path in sorted(folder.glob("evaluation-*.json"))]
-    return [evaluation for evaluation in found if evaluation["step"] == step]
+    found = [read_evaluation(path) for path in sorted(folder.glob("evaluation-*.json"))]
+    return [evaluation for evaluation in found if evaluation.step == step]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """An evaluation that `evaluate_run` wrote. Raises ValueError that names the file if it is none."""
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-        numbers = [found["step"], found["seed"], *(found[name] for name in ("mean", "std", "median"))]
-        of_games = [found["human_normalised_mean"]] if found["human_normalised_mean"] is not None else []
-        fits = all(isinstance(n, int | float) for n in numbers + of_games) and isinstance(found["episodes"], list)
-        if not fits or not isinstance(found["greedy"], bool) or found["protocol"] not in ("standard", "paper"):
-            raise ValueError("a field is of the wrong type")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: damaged, or no evaluation ({error})") from error
-    return found
-
-
-def card(config: Config, step: int, scores: Sequence[dict[str, Any]], licence: str, graphs: Sequence[str] = ()) -> str:
+def card(config: Config, step: int, scores: Sequence[Evaluation], licence: str, graphs: Sequence[str] = ()) -> str:
     """The text of a card; its head is what the Hugging Face hub reads."""
     head = {
         "library_name": "drama-rl",
@@ -115,16 +102,12 @@ def card(config: Config, step: int, scores: Sequence[dict[str, Any]], licence: s
     )
 
 
-def _row(score: dict[str, Any]) -> str:
-    normalised = score["human_normalised_mean"]
-    command = (
-        f"drama eval FOLDER --episodes {len(score['episodes'])} --protocol {score['protocol']}"
-        f" --greedy {score['greedy']} --seed {score['seed']}"
-    )
+def _row(score: Evaluation) -> str:
+    normalised = score.normalised
     return (
-        f"| {score['protocol']} | {'greedy' if score['greedy'] else 'sampled'} | {len(score['episodes'])}"
-        f" | {score['mean']:.4g} | {score['std']:.3g} | {score['median']:.4g}"
-        f" | {'' if normalised is None else f'{normalised:.1%}'} | `{command}` |"
+        f"| {score.protocol} | {score.mode} | {len(score.returns)}"
+        f" | {score.mean:.4g} | {score.std:.3g} | {score.median:.4g}"
+        f" | {'' if normalised is None else f'{normalised:.1%}'} | `{score.command('FOLDER')}` |"
     )
 
 

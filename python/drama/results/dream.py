@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ from drama.agent.imagination import dream
 from drama.agent.player import Player
 from drama.config import Config
 from drama.envs import failing, make_env
+from drama.interface import Observations
 from drama.models.observation import Parts
-from drama.results.evaluation import load_learner
+from drama.results.evaluation import load_learner, untold
 from drama.training.learner import Learner
 from drama.training.pictures import dream_video
+
+FRAMES = 2000
+"""Of a dream at most: its pictures are decoded together."""
 
 
 class RealPlay:
@@ -39,10 +44,13 @@ class RealPlay:
         self._obs = self._interface.parts(observation)
         self._first = True
 
-    def last(self, count: int, *, of: int) -> tuple[Parts, Tensor, Tensor]:
-        """Play `of` steps; gives the last `count`: observations by part, actions, `is_first`, all `[1, count, ...]`."""
-        rows = []
-        for _ in range(of):
+    def last(self, count: int, *, of: int, told: Callable[[int], None] = untold) -> tuple[Parts, Tensor, Tensor]:
+        """Play `of` steps; gives the last `count`: observations by part, actions, `is_first`, all `[1, count, ...]`.
+
+        `told` hears how many are played.
+        """
+        rows: deque[tuple[Observations, Any, bool]] = deque(maxlen=count)
+        for played in range(1, of + 1):
             batch = {name: array[None] for name, array in self._obs.items()}
             action = self._player.act(batch, np.array([self._first]))[0]
             rows.append((self._obs, action, self._first))
@@ -52,7 +60,8 @@ class RealPlay:
             if self._first:
                 observation, _ = self.env.reset()
             self._obs = self._interface.parts(observation)
-        obs, actions, is_first = zip(*rows[-count:], strict=True)
+            told(played)
+        obs, actions, is_first = zip(*rows, strict=True)
 
         def tensor(column: Sequence[Any]) -> Tensor:
             return torch.from_numpy(np.stack(column))[None].to(self._learner.device)
@@ -62,7 +71,15 @@ class RealPlay:
 
 
 def dream_run(
-    run: Path, *, steps: int, context: int, skip: int, seed: int, device: str = "auto", trust: bool = False
+    run: Path,
+    *,
+    steps: int,
+    context: int,
+    skip: int,
+    seed: int,
+    device: str = "auto",
+    trust: bool = False,
+    told: Callable[[int], None] = untold,
 ) -> np.ndarray:
     """Play, then dream from the same frames: a video of real frames, reconstructions and the open-loop dream.
 
@@ -74,16 +91,21 @@ def dream_run(
         seed: seed of the environment and of the sampling.
         device: `auto`, `cpu` or `cuda`.
         trust: import what an export names to make its environment.
+        told: hears how many steps of the game are played, of `skip + steps`.
 
     Returns:
         `[steps, height, width, 3]` uint8.
     """
     if not 2 <= context < steps:
         raise ValueError(f"context: {context} must be at least 2 and less than steps = {steps}")
+    if steps > FRAMES:
+        raise ValueError(
+            f"steps: {steps} are more than the {FRAMES} frames that a dream, which lies in memory, may have"
+        )
     for name, value in (("skip", skip), ("seed", seed)):
         if value < 0:
             raise ValueError(f"{name}: {value} must not be negative")
     config, learner, _ = load_learner(run, device, trust=trust)
-    obs, actions, is_first = RealPlay(config, learner, seed).last(steps, of=skip + steps)
+    obs, actions, is_first = RealPlay(config, learner, seed).last(steps, of=skip + steps, told=told)
     model = learner.world_model
     return dream_video(model.interface, obs, *dream(model, obs, actions, is_first, context), context)

@@ -15,13 +15,20 @@ from drama import __version__
 from drama.agent.player import Player
 from drama.config import Config
 from drama.envs import interface_of, known_game, make_frames, runs_code
-from drama.files import write_atomically
-from drama.interface import Interface
+from drama.files import check_run, write_atomically
+from drama.interface import Image, Interface
 from drama.results.scores import human_normalised, random_and_human
 from drama.runtime.device import random_from, resolve_device
 from drama.training import checkpoint
 from drama.training.learner import Learner
-from drama.training.weights import WEIGHTS, check_contents, is_export, load_weights
+from drama.training.weights import WEIGHTS, check_contents, check_state, is_export, load_weights
+
+STEPS = 27_000
+"""After which an episode that nothing else ends is truncated: the half hour that Atari games have."""
+
+
+def untold(count: int) -> None:
+    """Hears how far something is, and tells nobody."""
 
 
 def load_learner(
@@ -50,11 +57,13 @@ def load_learner(
         raise ValueError(f"{path}: the export lacks this file")
     interface = Interface.load(path) if path.exists() else interface_of(config.game, config.env)
     config.validate()
+    _check_frames(config, interface, run)
+    if exported:
+        return config, *load_weights(run, config, interface, where)
+    state = checkpoint.load_state(folder, where)
+    check_state(config, interface, state, folder / "state.pt")
     with random_from(0, where):  # its first weights are nobody's random numbers
         learner = Learner(config, interface, where)
-    if exported:
-        return config, learner, load_weights(run, learner)
-    state = checkpoint.load_state(folder, where)
     try:
         learner.load_state_dict(state["learner"])
     except ValueError as error:
@@ -62,19 +71,36 @@ def load_learner(
     return config, learner, state["step"]
 
 
+def _check_frames(config: Config, interface: Interface, run: Path) -> None:
+    """Refuse sizes of frames with which the environment would be made, but which no weight was learned on."""
+    for name, part in interface.observation.items():
+        if isinstance(part, Image) and part.shape[:2] != config.env.frame_size:
+            raise ValueError(
+                f"{run}: env.size is {config.env.size} in config.json, and the image {name!r} {part.shape} in"
+                " interface.json"
+            )
+
+
 def check_loadable(run: Path) -> None:
     """Raise ValueError where there is neither a checkpoint nor an export."""
-    if not run.is_dir():
-        raise ValueError(f"{run}: no such run folder")
+    check_run(run)
     if not (run / WEIGHTS).exists() and not checkpoint.list_checkpoints(run):
         raise ValueError(f"{run}: holds neither a checkpoint nor the {WEIGHTS} of an export")
 
 
-def scored(config: Config) -> Config:
-    """The config with the game's own rewards and whole episodes, whatever training was given: scores are of those."""
-    return dataclasses.replace(
-        config, env=dataclasses.replace(config.env, clip_rewards=False, life_loss_terminal=False)
-    )
+def scored(config: Config, steps_limit: int | None = None) -> Config:
+    """The config with the game's own rewards and whole episodes, whatever training was given: scores are of those.
+
+    An episode is truncated after `steps_limit` steps; None leaves that to `env.max_steps` or `env.max_frames`, or takes
+    `STEPS` where they set no limit.
+    """
+    env = dataclasses.replace(config.env, clip_rewards=False, life_loss_terminal=False)
+    if known_game(config.game) is None:
+        env = dataclasses.replace(env, max_steps=steps_limit or env.max_steps or STEPS)
+    else:
+        frames = steps_limit * env.frame_skip if steps_limit else env.max_frames or STEPS * env.frame_skip
+        env = dataclasses.replace(env, max_frames=frames)
+    return dataclasses.replace(config, env=env)
 
 
 def evaluate(
@@ -84,13 +110,15 @@ def evaluate(
     episodes: int,
     greedy: bool,
     seed: int,
-    told: Callable[[int], None] = lambda count: None,  # noqa: ARG005
+    told: Callable[[int], None] = untold,
+    steps_limit: int | None = None,
 ) -> list[dict[str, Any]]:
     """Play `episodes` episodes to their ends; returns one record each.
 
     Several environments are stepped together. Each plays a share of the episodes that is fixed beforehand, because
     taking the first to finish would favour short episodes. Environment i is seeded with `seed + i`. Games go on to
-    their ends and rewards count in full, whatever training sees of them. `told` hears how many episodes are done.
+    their ends, or the limit of `scored`, and rewards count in full, whatever training sees of them. `told` hears how
+    many episodes are done.
     """
     count = min(config.log.eval_envs, episodes)
     left = np.array([episodes // count + (i < episodes % count) for i in range(count)])
@@ -98,7 +126,10 @@ def evaluate(
     interface, first = learner.world_model.interface, np.ones(count, np.bool_)
     returns, lengths = np.zeros(count), np.zeros(count, np.int64)
     records: list[dict[str, Any]] = []
-    with random_from(seed, learner.device), closing(make_frames(config.game, count, scored(config).env)) as envs:
+    with (
+        random_from(seed, learner.device),
+        closing(make_frames(config.game, count, scored(config, steps_limit).env)) as envs,
+    ):
         obs, _ = envs.reset(seed=seed)
         while left.any():
             actions = player.act(interface.parts(obs), first)
@@ -130,8 +161,9 @@ def evaluate_run(
     step: int | None = None,
     seed: int = 1_000_000,
     device: str = "auto",
-    told: Callable[[int], None] = lambda count: None,  # noqa: ARG005
+    told: Callable[[int], None] = untold,
     trust: bool = False,
+    steps_limit: int | None = None,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint of a run and write the result into the run's folder.
 
@@ -147,6 +179,7 @@ def evaluate_run(
         device: `auto`, `cpu` or `cuda`.
         told: hears how many episodes are done.
         trust: import what an export names to make its environment.
+        steps_limit: after how many steps an episode is truncated; see `scored`.
 
     Returns:
         What was written: the settings, each episode, mean, median, standard deviation, human-normalised mean with the
@@ -156,20 +189,24 @@ def evaluate_run(
         raise ValueError(f"episodes: {episodes} must be at least 1")
     if seed < 0:
         raise ValueError(f"seed: {seed} must not be negative")
+    if steps_limit is not None and steps_limit < 1:
+        raise ValueError(f"steps_limit: {steps_limit} must be at least 1")
     config, learner, step = load_learner(run, device, step, trust=trust)
     if protocol is not None:
         config = dataclasses.replace(config, env=dataclasses.replace(config.env, protocol=protocol))
     greedy = config.env.protocol == "paper" if greedy is None else greedy
-    records = evaluate(config, learner, episodes=episodes, greedy=greedy, seed=seed, told=told)
+    records = evaluate(config, learner, episodes=episodes, greedy=greedy, seed=seed, told=told, steps_limit=steps_limit)
     returns = np.array([record["return"] for record in records])
     mode = "greedy" if greedy else "sampled"
-    name = f"evaluation-step-{step:09d}-{config.env.protocol}-{mode}-{episodes}x-seed{seed}.json"
+    limit = "" if steps_limit is None else f"-limit{steps_limit}"
+    name = f"evaluation-step-{step:09d}-{config.env.protocol}-{mode}-{episodes}x-seed{seed}{limit}.json"
     result = {
         "game": config.game,
         "step": step,
         "protocol": config.env.protocol,
         "greedy": greedy,
         "seed": seed,
+        "steps_limit": steps_limit,
         "envs": min(config.log.eval_envs, episodes),
         "device": learner.device.type,
         "drama": __version__,

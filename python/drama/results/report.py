@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drama.config import Config, flat
+from drama.files import check_run
 from drama.hints import command, install
-from drama.results.scores import human_normalised, published_scores
+from drama.results.scores import Evaluation, human_normalised, published_scores, read_evaluation
 
 Curve = NDArray[np.float64]  # [N, 2]: step, value
 APART = {"game", "seed", "steps", "device", "preset", "threads"} | {
@@ -28,25 +29,6 @@ APART = {"game", "seed", "steps", "device", "preset", "threads"} | {
 BOOTSTRAPS = 2000
 SWEEP = "sweep.json"
 """The file of a sweep's folder that names its runs."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The returns of one evaluation of a checkpoint."""
-
-    protocol: str
-    greedy: bool
-    step: int
-    returns: tuple[float, ...]
-
-    @property
-    def kind(self) -> str:
-        """Protocol and mode, for which alone scores may be put together."""
-        return f"{self.protocol}, {'greedy' if self.greedy else 'sampled'}"
-
-    @property
-    def mean(self) -> float:
-        return float(np.mean(self.returns))
 
 
 @dataclass
@@ -115,8 +97,7 @@ class Report:
 
 def read_run(folder: Path) -> Run:
     """Read a run folder. Raises ValueError that names what is missing, damaged or of another version."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such run folder")
+    check_run(folder)
     try:
         config = Config.load(folder / "config.json")
     except ValueError as error:
@@ -142,34 +123,28 @@ def read_run(folder: Path) -> Run:
                 break  # a run that goes on, or was killed, can leave half a line
             raise ValueError(f"{path}: line {number} is damaged") from error
     curves = {name: np.array(points) for name, points in scalars.items()}
-    evaluations = [_read_evaluation(path, config) for path in sorted(folder.glob("evaluation*.json"))]
+    evaluations = []
+    for path in sorted(folder.glob("evaluation*.json")):
+        evaluations.append(read_evaluation(path))
+        if evaluations[-1].game != config.game:
+            raise ValueError(f"{path}: an evaluation of {evaluations[-1].game}, but the run is of {config.game}")
     step = max([step, *(evaluation.step for evaluation in evaluations)])  # the last steps may have no line
     return Run(folder, config, step, np.array(returns).reshape(-1, 2), curves, evaluations)
 
 
-def _read_evaluation(path: Path, config: Config) -> Evaluation:
-    try:
-        values = json.loads(path.read_text())
-        returns = tuple(float(episode["return"]) for episode in values["episodes"])
-        found = Evaluation(str(values["protocol"]), bool(values["greedy"]), int(values["step"]), returns)
-        game = values["game"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: damaged, or no evaluation of this version of drama") from error
-    if game != config.game:
-        raise ValueError(f"{path}: an evaluation of {game}, but the run is of {config.game}")
-    if not returns or not np.isfinite(returns).all():
-        raise ValueError(f"{path}: holds no episodes, or returns that are not finite")
-    return found
-
-
 def runs_of(folder: Path) -> tuple[list[Path], list[str]]:
-    """The run folders that a sweep's folder holds, and the names of its runs that have not begun; else itself alone.
+    """The run folders that a folder stands for, and the names of a sweep's runs that have not begun.
 
-    The runs are the folders in it; where it is the copy of an object store, the last checkpoints of Ray's trials.
+    Of a sweep's folder they are the folders in it; where it is the copy of an object store, the last checkpoints of
+    Ray's trials. A folder that is neither a run nor a sweep stands for the runs and sweeps in it.
     """
     path = folder / SWEEP
     if not path.exists():
-        return [folder], []
+        if (folder / "config.json").exists() or not folder.is_dir():
+            return [folder], []
+        inside = [f for f in sorted(folder.iterdir()) if (f / "config.json").exists() or (f / SWEEP).exists()]
+        each = [runs_of(inner) for inner in inside] or [([folder], [])]
+        return [run for runs, _ in each for run in runs], [name for _, names in each for name in names]
     try:
         names = [str(name) for name in json.loads(path.read_text())["runs"]]
     except (ValueError, KeyError, TypeError) as error:
@@ -183,7 +158,7 @@ def runs_of(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def make_report(folders: Sequence[Path]) -> Report:
-    """Read runs, group them and compute scores and intervals. A sweep's folder stands for its runs.
+    """Read runs, group them and compute scores and intervals. A folder of runs or a sweep's stands for those in it.
 
     Raises:
         ValueError: for a run that cannot be read, or two runs of one setting, game and seed.

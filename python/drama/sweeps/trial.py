@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -172,16 +171,22 @@ def _train(config: Config, run: Path, told: dict[str, Any], remote: bool) -> Non
 def _score(config: Config, run: Path, told: dict[str, Any]) -> None:
     """Evaluate the finished run, as `drama train` does, unless that was done."""
     from drama.results.evaluation import evaluate_run
+    from drama.results.scores import read_evaluation
     from drama.training import checkpoint
 
     episodes = config.log.eval_episodes
     if not episodes:
         return
     done = sorted(run.glob(f"evaluation-{checkpoint.latest(run).name}-*-{episodes}x-*.json"))
-    result = json.loads(done[0].read_text()) if done else evaluate_run(run, episodes=episodes, device=config.device)
-    told["score"] = result["mean"]
-    if result["human_normalised_mean"] is not None:
-        told["human_normalised"] = result["human_normalised_mean"]
+    if done:
+        found = read_evaluation(done[0])
+        score, normalised = found.mean, found.normalised
+    else:
+        result = evaluate_run(run, episodes=episodes, device=config.device)
+        score, normalised = result["mean"], result["human_normalised_mean"]
+    told["score"] = score
+    if normalised is not None:
+        told["human_normalised"] = normalised
 
 
 def _copy(run: Path) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import pickletools
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from drama.replay import ReplayBuffer
 
 KEEP = 2
 VERSION = 3
+NAMES = {"torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3", "torch.storage UntypedStorage"}
+"""What a state.pt refers to, besides storages, dtypes and ordered dictionaries."""
 PARTS = {"learner", "collector", "updater", "recent", "torch_random", "cuda_random"}
 
 
@@ -87,13 +91,21 @@ def at_step(run: Path, step: int) -> Path:
 
 
 def load_state(folder: Path, device: torch.device) -> dict[str, Any]:
-    """Read a checkpoint's `state.pt`. Raises ValueError, naming the file, if it cannot be read or lacks a part."""
+    """Read a checkpoint's `state.pt`. Raises ValueError, naming the file, if it cannot be read or lacks a part.
+
+    The file may be somebody else's: it takes no more memory than its size.
+    """
     path = folder / "state.pt"
     try:
+        _check_file(path)
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        _check_tensors(state)
     except FileNotFoundError:
         raise ValueError(f"{path}: the checkpoint lacks this file") from None
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+    except (
+        *(OSError, RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, MemoryError),
+        *(pickle.UnpicklingError, zipfile.BadZipFile),
+    ) as error:
         raise ValueError(f"{path}: truncated, damaged, or not a checkpoint") from error
     if not isinstance(state, dict) or state.get("version") != VERSION:
         found = state.get("version") if isinstance(state, dict) else None
@@ -101,3 +113,45 @@ def load_state(folder: Path, device: torch.device) -> dict[str, Any]:
     if missing := sorted((PARTS | {"step"}) - state.keys()):
         raise ValueError(f"{path}: the checkpoint lacks {', '.join(missing)}")
     return state
+
+
+def _check_file(path: Path) -> None:
+    """Raise ValueError where reading the file would take more memory than it is large, or make what no checkpoint has.
+
+    PyTorch unpacks compressed records, and lets a file make byte arrays and tensors of any size.
+    """
+    with zipfile.ZipFile(path) as file:
+        records = file.infolist()
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            raise ValueError("a record is compressed")
+        if sum(record.file_size for record in records) > path.stat().st_size:
+            raise ValueError("the records are larger than the file")
+        (name,) = [record.filename for record in records if record.filename.endswith("/data.pkl")]
+        for code, argument, _ in pickletools.genops(file.read(name)):
+            if code.name in ("STACK_GLOBAL", "INST"):  # which torch does not write
+                raise ValueError(f"{code.name} is in it")
+            if code.name == "GLOBAL" and not _is_ours(str(argument)):
+                raise ValueError(f"{argument} is in it")
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a checkpoint refers to what has this name in `torch`'s or Python's modules."""
+    module, _, kind = name.partition(" ")
+    of_torch = module == "torch" and (kind.endswith("Storage") or isinstance(getattr(torch, kind, None), torch.dtype))
+    return of_torch or name in NAMES or name == "collections OrderedDict"
+
+
+def _check_tensors(state: Any) -> None:
+    """Raise ValueError for a tensor that stands for more values than it holds."""
+    left, seen = [state], set()
+    while left:
+        value = left.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list | tuple):
+            left += value
+        elif isinstance(value, torch.Tensor) and value.nbytes > value.untyped_storage().nbytes():
+            raise ValueError(f"a tensor of shape {list(value.shape)} repeats what it holds")

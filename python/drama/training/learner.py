@@ -45,7 +45,7 @@ class Learner:
     def __init__(self, config: Config, interface: Interface, device: torch.device) -> None:
         if device.type == "cpu":
             keep_freed_memory()
-        else:
+        elif device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # all shapes stay the same, and its first guess can be far off
         self.config = config
         self.device = device

@@ -31,7 +31,7 @@ from drama.training.learner import Learner
 from drama.training.metrics import JsonLines, TensorBoard
 from drama.training.pictures import dream_strip, dream_video
 from drama.training.updater import Updater, not_finite
-from drama.training.weights import is_export
+from drama.training.weights import check_state, is_export
 
 DREAM_ROWS, DREAM_STEPS = 4, 40
 """Sequences of a dream that is drawn, and the steps of each after its context."""
@@ -78,6 +78,11 @@ class Trainer:
         try:
             if resume:
                 self._check_interface()
+            folder = checkpoint.latest(self.run) if resume and checkpoint.list_checkpoints(self.run) else None
+            state = None
+            if folder is not None:
+                state = checkpoint.load_state(folder, self.device)
+                check_state(config, self.interface, state, folder / "state.pt")
             self.learner = Learner(config, self.interface, self.device)
             player = Player(self.learner.world_model, self.learner.agent, train.num_envs, record=train.cuda_graph)
             self._collector = Collector(config, envs, self.interface, player)
@@ -90,14 +95,13 @@ class Trainer:
             self._stop = False
             self.signal: int | None = None
             """The signal that has ended the run, if one has."""
-            folder = checkpoint.latest(self.run) if resume and checkpoint.list_checkpoints(self.run) else None
             self.replay = (
                 make_replay(config, self.interface) if folder is None else ReplayBuffer.load(folder / "replay")
             )
             self._updater = Updater(config, self.learner, self.replay)
-            if folder is not None:
+            if folder is not None and state is not None:
                 try:
-                    self._load(folder)
+                    self._load(state)
                 except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
                     raise ValueError(f"{folder / 'state.pt'}: damaged ({type(error).__name__}: {error})") from error
             self._clock = (time.perf_counter(), self.step)
@@ -263,8 +267,7 @@ class Trainer:
         video = dream_video(self.interface, batch.obs, *shown, train.context)
         return {"dream": video, "reconstruction": dream_strip(video)}
 
-    def _load(self, folder: Path) -> None:
-        state = checkpoint.load_state(folder, self.device)
+    def _load(self, state: dict[str, Any]) -> None:
         self.learner.load_state_dict(state["learner"])
         self._updater.load_state_dict(state["updater"])
         self.step = state["step"]

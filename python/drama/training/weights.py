@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from drama.config import Config
+from drama.interface import Interface
+from drama.runtime.device import random_from
 from drama.training import checkpoint
 from drama.training.learner import Learner
 
@@ -50,30 +54,62 @@ def save_weights(folder: Path, learner: Learner, step: int) -> Path:
     return path
 
 
-def load_weights(folder: Path, learner: Learner) -> int:
-    """Read what `save_weights` wrote into `learner`; gives the step of the training.
+def check_fits(config: Config, interface: Interface, found: Mapping[str, Sequence[int]], path: Path) -> None:
+    """Raise ValueError that names the first weight whose shape in `path` is not that of the config's networks.
+
+    Nothing is allocated for it: `found`, shapes by name, may be of a file whose config asks for more than there is.
+    """
+    try:
+        with torch.device("meta"):
+            learner = Learner(config, interface, torch.device("meta"))
+    except RuntimeError as error:  # more than can be counted
+        raise ValueError(f"{path}: the config beside it has sizes that no network can have ({error})") from error
+    wanted = {
+        f"{name}.{key}": list(value.shape)
+        for name, network in (("world_model", learner.world_model), ("agent", learner.agent))
+        for key, value in network.state_dict().items()
+    }
+    for key in sorted(wanted.keys() | found.keys()):
+        shape = list(found[key]) if key in found else "none"
+        if shape != (expected := wanted.get(key, "none")):
+            raise ValueError(f"{path}: {key} is {shape}, and {expected} with the config beside it")
+
+
+def check_state(config: Config, interface: Interface, state: Mapping[str, Any], path: Path) -> None:
+    """`check_fits` for what a checkpoint's file `path` holds."""
+    networks = state["learner"] if isinstance(state["learner"], dict) else {}
+    found = {
+        f"{name}.{key}": value.shape
+        for name in ("world_model", "agent")
+        if isinstance(networks.get(name), dict)
+        for key, value in networks[name].items()
+        if isinstance(value, Tensor)
+    }
+    check_fits(config, interface, found, path)
+
+
+def load_weights(folder: Path, config: Config, interface: Interface, device: torch.device) -> tuple[Learner, int]:
+    """Networks with what `save_weights` wrote, and the step of the training.
 
     Raises ValueError if the file is damaged, of a newer version, or does not fit the config.
     """
     path = folder / WEIGHTS
     try:
-        with safe_open(path, "pt", device=str(learner.device)) as file:
+        with safe_open(path, "pt", device=str(device)) as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            shapes = {name: file.get_slice(name).get_shape() for name in names}
         step = int(metadata.get("step", "0"))
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: damaged, or no safetensors file ({error})") from error
     if (found := metadata.get("format")) != VERSION:
         newer = "; a newer version of drama wrote it" if (found or "").isdecimal() else ""
         raise ValueError(f"{path}: format {found}, this package reads format {VERSION}{newer}")
-    for name, network in (("world_model", learner.world_model), ("agent", learner.agent)):
-        state: dict[str, Any] = {
-            key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")
-        }
-        wanted = network.state_dict()
-        for key in sorted(wanted.keys() | state.keys()):
-            found, expected = (list(t[key].shape) if key in t else "none" for t in (state, wanted))
-            if found != expected:
-                raise ValueError(f"{path}: {name}.{key} is {found}, and {expected} with the config beside it")
-        network.load_state_dict({key: value.to(wanted[key].dtype) for key, value in state.items()})
-    return step
+    check_fits(config, interface, shapes, path)
+    with random_from(0, device):  # its first weights are nobody's random numbers
+        learner = Learner(config, interface, device)
+    with safe_open(path, "pt", device=str(device)) as file:
+        for name, network in (("world_model", learner.world_model), ("agent", learner.agent)):
+            wanted = network.state_dict()
+            network.load_state_dict({k: file.get_tensor(f"{name}.{k}").to(wanted[k].dtype) for k in wanted})
+    return learner, step
