@@ -19,6 +19,7 @@ from drama import __version__
 from drama.cli import main
 from drama.config import PRESETS, Config, EnvConfig, LatentConfig, preset
 from drama.training.learner import Learner
+from drama.training.trainer import Trainer
 from helpers import frames
 
 Run = Callable[..., tuple[int, str, str]]
@@ -152,7 +153,18 @@ def test_a_run_folder_that_exists_is_refused(drama: Run, tmp_path: Path) -> None
     code, _, err = drama("train", "Pong", *DEBUG, "--run", tmp_path)
     assert code == 2
     assert f"{tmp_path}: this run folder exists" in err
-    assert f"--resume {tmp_path}" in err
+    assert f"--resume {tmp_path}` goes on with it, --run NAME starts another" in err
+    with pytest.raises(ValueError, match=r"resume=True\) goes on with it, run=NAME starts another"):
+        Trainer(preset("debug"), tmp_path)  # in Python, hints are Python's
+
+
+def test_a_longer_run_says_that_its_replay_keeps_its_size(pong_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(pong_run, run)
+    assert not Trainer.resume(run).notes
+    assert not Trainer.resume(run, 900).notes
+    said = "the replay keeps its size: the last 1,000 of 1,100 steps"
+    assert Trainer.resume(run, 1100).notes == [said]
 
 
 @pytest.mark.parametrize(
@@ -237,6 +249,32 @@ def test_info_counts_parameters(drama: Run) -> None:
     layers = [25 * s * s * a * b for s, a, b in zip(sides, channels, channels[1:], strict=False)]
     convolutions = 16 * 128 * (6 * sum(layers) - layers[0])
     assert convolutions < facts["multiply_adds"]["world_model"] < 1.2 * convolutions
+
+
+def test_info_of_a_run_and_of_an_export(drama: Run, pong_run: Path, tmp_path: Path) -> None:
+    facts = json.loads(drama("info", pong_run, "--json")[1])
+    assert facts["run"]["step"] == facts["run"]["steps"] == 120
+    assert facts["run"]["checkpoints"] == [60, 120]
+    assert facts["run"]["evaluations"][0]["episodes"] == 2
+    alone = json.loads(drama("info", "Pong", *DEBUG, "--json")[1])
+    assert facts["parameters"] == alone["parameters"]
+    assert facts["multiply_adds"] == alone["multiply_adds"]
+    drama("export", pong_run, "--out", tmp_path / "agent")
+    code, out, err = drama("info", tmp_path / "agent")
+    assert (code, err) == (0, "")
+    assert f"{tmp_path}/agent: step 120 of 120, seed 0\nevaluation at step 120: mean return " in out
+    assert "Pong, preset debug, 6 actions" in out
+    young = tmp_path / "young"
+    young.mkdir()
+    for name in ("config.json", "interface.json"):
+        shutil.copy(pong_run / name, young)
+    assert "young: step 0 of 120, seed 0\n\nPong" in drama("info", young)[1]
+    code, _, err = drama("info", pong_run, "--steps", "3")
+    assert code == 2
+    assert "--steps: there is no such option" in err
+    code, _, err = drama("info", tmp_path)
+    assert code == 2
+    assert "config.json: cannot be read" in err
 
 
 def test_info_measures_when_asked(drama: Run) -> None:
@@ -341,9 +379,13 @@ def test_eval_and_dream_of_a_finished_run(drama: Run, pong_run: Path, tmp_path: 
         code, _, err = drama("dream", run, "--out", tmp_path / name, "--steps", "20")
         assert code == 0, err
         assert (tmp_path / name).stat().st_size > 1000
-    code, _, err = drama("dream", run, "--out", tmp_path / "dream.txt")
-    assert code == 2
-    assert "dream.txt" in err
+    for words, said in (
+        (["--out", tmp_path / "dream.txt"], "dream.txt must end in .gif, .mp4 or .png"),
+        (["--steps", "1000000"], "steps: 1000000 are more than the 2000 frames"),
+    ):
+        code, _, err = drama("dream", run, *words)
+        assert code == 2
+        assert said in err
 
 
 @pytest.mark.parametrize("name", PRESETS)

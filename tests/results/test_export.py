@@ -185,7 +185,9 @@ def test_an_unknown_device_is_refused(export: Path) -> None:
 def test_what_commands_write_into_an_export_leaves_it_one(export: Path) -> None:
     for name in ("dream.gif", "dream.mp4", "dream.png", "acting.onnx", "LICENSE", ".gitattributes"):
         (export / name).touch()
-    assert drama.load(export, device="cpu").step == 120
+    agent = drama.load(export, device="cpu")
+    assert agent.step == 120
+    assert repr(agent) == "<Agent of Catch, preset debug, 120 steps, sampled, cpu>"
 
 
 class Hub(BaseHTTPRequestHandler):

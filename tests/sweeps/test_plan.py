@@ -10,7 +10,7 @@ import pytest
 
 from drama.config import Config, preset
 from drama.results.scores import published_scores
-from drama.sweeps.plan import ATARI100K, Plan, check_resources, check_same, config_of, make_plan
+from drama.sweeps.plan import ATARI100K, Plan, check_resources, check_runs, check_same, config_of, make_plan
 
 
 def debug(**changes: Any) -> Plan:
@@ -98,11 +98,31 @@ def test_a_search_is_one_run_of_which_optuna_chooses_the_rest() -> None:
         ({"cpus": 0}, "cpus: 0 must be a number above 0"),
         ({"cpus": 1.5}, "cpus: 1.5 must be a whole number where it is above 1"),
         ({"gpus": -1}, "gpus: -1 must be a number of at least 0"),
+        ({"options": {"device": "cuda"}}, "device: cuda needs a share of a GPU, such as gpus=0.25"),
+        ({"grid": {"device": ["cpu", "cuda"]}}, "device: cuda needs a share of a GPU"),
+        (
+            {"games": ["CartPole-v1"], "grid": {"env.kwargs": [{"a": "b" * 300}]}},
+            "grid: a run would be named cartpole-v1",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_named(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         debug(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"options": {"world_model.sequence.backend": "lstm"}}, "world_model.sequence.backend: 'lstm' is unknown"),
+        ({"grid": {"world_model.sequence.head_dim": [16, 33]}}, "headdim: 33 does not divide"),
+        ({"games": ["Catch", "Blackjack-v1"], "options": {"env.without": ("x",)}}, "env.without"),
+    ],
+)
+def test_what_cannot_be_made_is_named(changes: dict[str, Any], said: str) -> None:
+    check_runs(debug())
+    with pytest.raises(ValueError, match=said):
+        check_runs(debug(**changes))
 
 
 @pytest.mark.parametrize(
@@ -122,9 +142,9 @@ def test_more_resources_than_a_node_has(cpus: float, gpus: float, said: str) -> 
 
 def test_a_folder_of_the_same_sweep_is_taken_and_another_named(tmp_path: Path) -> None:
     plan = debug(grid={"train.agent_lr": (1e-4, 3e-4)})
-    check_same(tmp_path, plan.to_json(), debug(grid={"train.agent_lr": [1e-4, 3e-4]}))
-    with pytest.raises(ValueError, match=r"another sweep \(seeds was \[0, 1\], is now \[0, 1, 2\]"):
-        check_same(tmp_path, plan.to_json(), debug(seeds=3, grid={"train.agent_lr": [1e-4, 3e-4]}))
+    assert not check_same(tmp_path, plan.to_json(), debug(grid={"train.agent_lr": [1e-4, 3e-4]}))
+    with pytest.raises(ValueError, match=r"another sweep \(seeds was \[0, 1\], is now \[1, 2\]"):
+        check_same(tmp_path, plan.to_json(), debug(seeds=[1, 2], grid={"train.agent_lr": [1e-4, 3e-4]}))
     with pytest.raises(ValueError, match="grid was"):
         check_same(tmp_path, plan.to_json(), debug())
     for damaged in ("", "[]", '{"seeds": 2}', plan.to_json()[:-10]):
@@ -132,6 +152,40 @@ def test_a_folder_of_the_same_sweep_is_taken_and_another_named(tmp_path: Path) -
             check_same(tmp_path, damaged, plan)
     with pytest.raises(ValueError, match="version 99, this package reads version 1"):
         check_same(tmp_path, '{"version": 99}', plan)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "beyond"),
+    [
+        ({}, {"seeds": 3}, True),
+        ({}, {"seeds": 1}, False),
+        ({"games": ["Catch"]}, {"games": ["Pong", "Catch"]}, True),
+        ({"games": ["Pong", "Catch"]}, {"games": ["Catch"]}, False),
+        ({}, {"options": {"steps": 300}}, True),
+        ({"options": {"steps": 300}}, {"options": {"steps": 400}}, True),
+        ({"options": {"steps": 300}}, {}, False),
+        ({}, {"options": {"steps": 300, "train.batch_size": 3}}, False),
+        ({"grid": {"train.agent_lr": [1e-4]}}, {"grid": {"train.agent_lr": [3e-4, 1e-4]}, "seeds": 3}, True),
+        ({"grid": {"train.agent_lr": [1e-4]}}, {"grid": {"train.agent_lr": [3e-4]}}, False),
+        ({}, {"grid": {"train.agent_lr": [1e-4]}}, False),
+        ({}, {"preset": "cpu"}, False),
+        ({}, {"cpus": 2}, False),
+    ],
+)
+def test_a_sweep_may_become_more(before: dict[str, Any], now: dict[str, Any], beyond: bool, tmp_path: Path) -> None:
+    text, plan = debug(**before).to_json(), debug(**now)
+    if beyond:
+        assert check_same(tmp_path, text, plan)
+        return
+    with pytest.raises(ValueError, match=r"another sweep .* in which only games, seeds, .* may become more"):
+        check_same(tmp_path, text, plan)
+
+
+def test_a_search_is_not_extended(tmp_path: Path) -> None:
+    search = {"train.agent_lr": (1e-5, 1e-3)}
+    text = debug(games="Catch", seeds=1, search=search, samples=3).to_json()
+    with pytest.raises(ValueError, match="samples was 3, is now 4"):
+        check_same(tmp_path, text, debug(games="Catch", seeds=1, search=search, samples=4))
 
 
 def test_a_config_of_a_script_of_ones_own() -> None:

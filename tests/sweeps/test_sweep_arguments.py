@@ -84,7 +84,14 @@ def test_one_sweep_at_a_time_in_a_folder_and_only_its_own(tmp_path: Path) -> Non
             pass
     with _claimed(plan, str(out)):
         pass
-    with pytest.raises(ValueError, match="holds another sweep"), _claimed(make_plan("Catch", 2), str(out)):
+    with pytest.raises(ValueError, match="holds another sweep"), _claimed(make_plan("Pong", 2), str(out)):
+        pass
+    (out / "ray").mkdir()
+    more = make_plan("Catch", 2, preset="debug")
+    with _claimed(more, str(out)):
+        assert (out / "sweep.json").read_text() == more.to_json()
+        assert not (out / "ray").exists()
+    with pytest.raises(ValueError, match="holds another sweep"), _claimed(plan, str(out)):
         pass
     (tmp_path / "mine").write_text("")
     with pytest.raises(ValueError, match="holds files that are of no sweep"), _claimed(plan, str(tmp_path)):
@@ -95,7 +102,12 @@ def test_an_object_store_keeps_what_the_sweep_is_as_well(tmp_path: Path) -> None
     plan, where = make_plan("Catch", preset="debug"), f"file://{tmp_path}/store"  # through pyarrow, as all with ://
     with _claimed(plan, where), _claimed(plan, where):
         assert (tmp_path / "store" / "sweep.json").read_text() == plan.to_json()
-    with pytest.raises(ValueError, match="holds another sweep"), _claimed(make_plan("Catch", 2), where):
+    with pytest.raises(ValueError, match="holds another sweep"), _claimed(make_plan("Pong", 2), where):
+        pass
+    with (
+        pytest.raises(ValueError, match="is smaller; in an object store"),
+        _claimed(make_plan("Catch", 2, preset="debug"), where),
+    ):
         pass
     with pytest.raises(ValueError, match="out: nowhere://x cannot be used"), _claimed(plan, "nowhere://x"):
         pass

@@ -65,6 +65,22 @@ print(json.dumps([[[run.name, run.status, run.step, run.error] for run in done.r
     assert [run[1:3] for run in second] == [["finished", 120], ["finished", 120]]
 
 
+def test_a_sweep_that_becomes_more_goes_on_with_its_runs(tmp_path: Path) -> None:
+    code = """
+drama.sweep(["Catch"], out=out / "sweep", **tiny)
+before = (out / "sweep/catch-debug-seed0/metrics.jsonl").read_text()
+more = tiny | {"options": tiny["options"] | {"steps": 160}}
+done = drama.sweep(["Catch", "Recall"], seeds=2, out=out / "sweep", **more)
+after = (out / "sweep/catch-debug-seed0/metrics.jsonl").read_text()
+print(json.dumps([[[run.name, run.status, run.step] for run in done.runs], after.startswith(before), after != before]))
+"""
+    runs, same, longer = json.loads(python(code, tmp_path).splitlines()[-1])
+    names = [f"{game}-debug-seed{seed}" for seed in (0, 1) for game in ("catch", "recall")]
+    assert runs == [[name, "finished", 160] for name in names]
+    assert same
+    assert longer
+
+
 def test_a_process_that_always_dies_is_given_up(tmp_path: Path) -> None:
     code = """
 done = drama.sweep(["broken_env:Deadly", "Catch"], out=out / "sweep", max_failures=1, **tiny)

@@ -60,6 +60,10 @@ def test_a_run_tells_how_far_it_is_goes_on_and_is_scored_once(
     assert len(list(run.glob("evaluation-*"))) == 1
     with pytest.raises(ValueError, match="holds a run of another config than the sweep's"):
         trial._train(dataclasses.replace(catch, seed=1), run, {}, False)
+    trial._train(dataclasses.replace(catch, steps=140), run, told, False)  # of a sweep that has become longer
+    assert told["step"] == 140
+    with pytest.raises(ValueError, match="holds a run of another config than the sweep's"):
+        trial._train(catch, run, {}, False)
 
 
 def test_a_run_away_from_the_storage_gives_whole_run_folders(

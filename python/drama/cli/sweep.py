@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from drama import hints
 from drama.choosing import preset_for
 from drama.cli.arguments import defaults, named_preset, parse
 from drama.config import Config, did_you_mean, flat, option_docs, preset
@@ -27,7 +28,8 @@ HELP = """\
 usage: drama sweep --games GAME... --out FOLDER [options]
 
 Train many agents on Ray, one trial a run: each game with each seed and each combination of the grid's values. The same
-command goes on with a sweep that was stopped or killed; failed runs are tried again.
+command goes on with a sweep that was stopped or killed; failed runs are tried again. It may have more games, seeds,
+values of the grid and steps than before.
 
   --games GAME...           As `drama train` takes them; all: the 26 games of Atari100k.
   --out FOLDER              A folder that all nodes share, or an object store's address such as s3://bucket/sweep.
@@ -160,8 +162,12 @@ def _tell(done: Sweep) -> int:
     finished = len(done.runs) - len(done.failed)
     print(f"{finished} of {len(done.runs)} runs finished in {done.path}")
     if "://" not in done.path:
-        where = Path(done.path)
-        print(f"  drama report {where}          curves and scores\n  tensorboard --logdir {where}   curves and dreams")
+        further = {
+            hints.command("report", done.path): "curves and scores",
+            f"{hints.program('tensorboard')} --logdir {shlex.quote(done.path)}": "curves and dreams",
+        }
+        width = max(map(len, further))
+        print("\n".join(f"  {line:{width}}  # {what}" for line, what in further.items()))
     if done.failed:
         print("the same command tries those that failed again")
     return 1 if done.failed else 0

@@ -65,6 +65,11 @@ class Agent:
             self._adapter = made.adapter
         made.close()
 
+    def __repr__(self) -> str:
+        config = self.config
+        mode = "greedy" if self._greedy else "sampled"
+        return f"<Agent of {config.game}, preset {config.preset}, {self.step:,} steps, {mode}, {self._learner.device}>"
+
     def act(self, observation: Any, first: bool | NDArray[np.bool_] | None = None) -> Any:
         """The action for an observation of the environment, or those for a batch of several environments.
 

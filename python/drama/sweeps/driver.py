@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from ray.tune.logger import JsonLoggerCallback
 from drama.files import locked, write_atomically
 from drama.results.report import SWEEP
 from drama.sweeps.board import Board, Row, Status, axes_of
-from drama.sweeps.plan import Plan, check_resources, check_same, make_plan
+from drama.sweeps.plan import Plan, check_resources, check_runs, check_same, make_plan
 from drama.sweeps.trial import trainable
 
 TUNE = "ray"
@@ -79,7 +80,7 @@ def sweep(
     """Train many agents on Ray: one trial a run, all games and the grid's combinations with the first seed first.
 
     The same call on the same folder goes on where it was: finished runs stay, others go on from their last checkpoints,
-    failed ones are tried again.
+    failed ones are tried again. It may have more games, seeds, values of the grid or steps than before.
 
     Args:
         games: environments as `drama.train` takes them, by name; `"all"` is the 26 games of Atari100k.
@@ -118,6 +119,9 @@ def sweep(
     )
     if isinstance(max_failures, bool) or not isinstance(max_failures, int) or max_failures < 0:
         raise ValueError(f"max_failures: {max_failures!r} must be a whole number of at least 0")
+    check_runs(plan)
+    if plan.search:
+        import optuna  # noqa: F401  # of which Ray itself tells only once the folder is there
     where = str(out).removeprefix("file://")
     where = where if "://" in where else str(Path(where).absolute())
     with _cluster(address) as remote:
@@ -148,7 +152,8 @@ def _cluster(address: str | None) -> Iterator[bool]:
         _check_answers(address)
     own = {"object_store_memory": MEMORY, "include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address=address, log_to_driver=client, logging_level="WARNING", **own)
+        with _less_said("ray._private.authentication.authentication_token_setup"):  # warns of its own default
+            ray.init(address=address, log_to_driver=client, logging_level="WARNING", **own)
     except ConnectionError as error:
         raise ValueError(f"address: {address} does not answer ({error})") from error
     try:
@@ -196,21 +201,30 @@ def _quiet_tune() -> Iterator[None]:
     The board counts deaths, the traceback of a failed run is shown at the end, and a run has TensorBoard events. Runs
     stay in the working directory, where modules of one's own may be.
     """
-    logger = logging.getLogger("ray.tune.execution.tune_controller")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
     wanted = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
-        yield
+        with _less_said("ray.tune.execution.tune_controller"):
+            yield
     finally:
-        logger.setLevel(level)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _less_said(logger: str) -> Iterator[None]:
+    """Nothing below what is critical by that logger."""
+    of_ray = logging.getLogger(logger)
+    level = of_ray.level
+    of_ray.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        of_ray.setLevel(level)
 
 
 @contextmanager
@@ -222,7 +236,10 @@ def _claimed(plan: Plan, where: str) -> Iterator[None]:
         with locked(folder, "sweeping"):
             file = folder / SWEEP
             if file.exists():
-                check_same(file, file.read_text(), plan)
+                if check_same(file, file.read_text(), plan):
+                    # Tune goes on with the trials that it had; the runs themselves are in their folders.
+                    shutil.rmtree(folder / TUNE, ignore_errors=True)
+                    write_atomically(file, plan.to_json())
             elif any(not path.name.startswith(".") for path in folder.iterdir()):
                 raise ValueError(f"out: {folder} holds files that are of no sweep; take another folder")
             else:
@@ -239,7 +256,11 @@ def _claimed(plan: Plan, where: str) -> Iterator[None]:
             text = file.read().decode()
     except (OSError, pyarrow.ArrowException) as error:
         raise ValueError(f"out: {where} cannot be used: {error}") from error
-    check_same(f"{where}/{SWEEP}", text, plan)
+    if check_same(f"{where}/{SWEEP}", text, plan):
+        raise ValueError(
+            f"out: the sweep in {where} is smaller; in an object store, where Ray alone knows the runs, none can be"
+            " extended: take another folder for what is new"
+        )
     yield
 
 

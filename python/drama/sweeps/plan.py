@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from drama.choosing import default_run, make_config
-from drama.config import Config, with_options
-from drama.envs import env_maker, known_game
+from drama.config import Config, preset, with_options
+from drama.envs import env_maker, interface_of, known_game
+from drama.interface import Interface
 
 ATARI100K = (
     "Alien",
@@ -44,6 +45,8 @@ ATARI100K = (
 )
 """The 26 games of Atari100k, `--games all`, in the order in which a sweep takes them."""
 VERSION = 1
+LONGEST = 200
+"""Letters of the name of a run's folder, as file systems take 255 and Ray adds some."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,11 @@ def make_plan(
         bounds = [{field: values[end] for field, values in search.items()} for end in (0, 1)] if search else [{}]
         for chosen in bounds:
             config = config_of(trial | chosen)
+            if config.device == "cuda" and not gpus:
+                raise ValueError("device: cuda needs a share of a GPU, such as gpus=0.25 (--gpus 0.25) for a quarter")
         env_maker(config.game, config.env)
+        if len(trial["run"]) > LONGEST:
+            raise ValueError(f"grid: a run would be named {trial['run'][:40]}…, with more than {LONGEST} letters")
         if trial.get("run") in seen:
             raise ValueError(f"games, seeds, grid: two runs would be {trial['run']}")
         seen.add(trial.get("run", ""))
@@ -195,8 +202,35 @@ def config_of(trial: Mapping[str, Any]) -> Config:
     return make_config(str(trial["env"]), str(trial.get("preset", "auto")), options)[0]
 
 
-def check_same(path: Path | str, text: str, plan: Plan) -> None:
-    """Raise ValueError, naming what differs, where the `sweep.json` of `path` is of another sweep than `plan`."""
+def check_runs(plan: Plan) -> None:
+    """Raise ValueError, naming the field, where the environment or the networks of a run cannot be made."""
+    from drama.training.weights import shapes_of  # PyTorch, which takes seconds, comes after all that can go without
+
+    interfaces: dict[str, Interface | None] = {}
+    seen = set()
+    for trial in plan.trials():
+        for end in (0, 1) if plan.search else (0,):
+            config = config_of(trial | {field: values[end] for field, values in plan.search.items()})
+            shown = f"{config.game} {config.env}"
+            if shown not in interfaces:
+                try:
+                    interfaces[shown] = interface_of(config.game, config.env)
+                except ValueError:
+                    raise
+                except Exception:  # of the environment, which may work on another machine: its run tells of it
+                    interfaces[shown] = None
+            alike = str(dataclasses.replace(config, seed=0))
+            interface = interfaces[shown]
+            if interface is not None and alike not in seen:
+                shapes_of(config, interface)
+            seen.add(alike)
+
+
+def check_same(path: Path | str, text: str, plan: Plan) -> bool:
+    """Whether `plan` goes beyond the `sweep.json` of `path`: has more games, seeds, values of the grid or steps.
+
+    Raises ValueError, naming what differs, where it is of another sweep.
+    """
     try:
         before = json.loads(text)
         version = before["version"]
@@ -206,9 +240,29 @@ def check_same(path: Path | str, text: str, plan: Plan) -> None:
         raise ValueError(f"{path}: a sweep of version {version}, this package reads version {VERSION}")
     now = json.loads(plan.to_json())
     different = [name for name in now if name != "runs" and before.get(name) != now[name]]
-    if different:
-        said = "; ".join(f"{name} was {before.get(name)}, is now {now[name]}" for name in different)
-        raise ValueError(f"{path}: the folder holds another sweep ({said}); take another folder, or the same command")
+    if all(_goes_beyond(name, before.get(name), now[name], plan) for name in different):
+        return bool(different)
+    said = "; ".join(f"{name} was {before.get(name)}, is now {now[name]}" for name in different)
+    raise ValueError(
+        f"{path}: the folder holds another sweep ({said}); take another folder, or the same command, in which only"
+        " games, seeds, values of the grid and steps may become more"
+    )
+
+
+def _goes_beyond(name: str, before: Any, now: Any, plan: Plan) -> bool:
+    """Whether a part of a plan holds all that it held before, so that every run of before is one still."""
+    if plan.search:
+        return False
+    if name in ("games", "seeds"):
+        return isinstance(before, list) and all(value in now for value in before)
+    if name == "grid":
+        same = isinstance(before, dict) and list(before) == list(now)
+        return same and all(value in now[field] for field, values in before.items() for value in values)
+    if name == "options" and isinstance(before, dict):
+        steps = {"steps": preset(plan.preset).steps}
+        earlier, later = steps | before, steps | now
+        return earlier | {"steps": later["steps"]} == later and earlier["steps"] <= later["steps"]
+    return False
 
 
 def check_resources(plan: Plan, nodes: Sequence[Mapping[str, float]]) -> None:

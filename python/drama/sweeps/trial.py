@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import time
@@ -157,9 +158,10 @@ def _train(config: Config, run: Path, told: dict[str, Any], remote: bool) -> Non
 
     callbacks = [_Reporter(told, remote)]
     if (run / "config.json").exists():
-        if Config.load(run / "config.json") != config:
+        before = Config.load(run / "config.json")
+        if dataclasses.replace(before, steps=config.steps) != config or before.steps > config.steps:
             raise ValueError(f"{run}: this folder holds a run of another config than the sweep's; move it away")
-        trainer = Trainer.resume(run, callbacks=callbacks)
+        trainer = Trainer.resume(run, config.steps, callbacks=callbacks)
     else:
         if run.is_dir() and all(path.name.startswith(".") for path in run.iterdir()):  # killed before its config
             shutil.rmtree(run)

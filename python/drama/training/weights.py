@@ -54,21 +54,29 @@ def save_weights(folder: Path, learner: Learner, step: int) -> Path:
     return path
 
 
-def check_fits(config: Config, interface: Interface, found: Mapping[str, Sequence[int]], path: Path) -> None:
-    """Raise ValueError that names the first weight whose shape in `path` is not that of the config's networks.
+def shapes_of(config: Config, interface: Interface) -> dict[str, list[int]]:
+    """The shape of each weight that a config makes, by name. No weight is allocated for it.
 
-    Nothing is allocated for it: `found`, shapes by name, may be of a file whose config asks for more than there is.
+    Raises ValueError if there are no such networks.
     """
     try:
         with torch.device("meta"):
             learner = Learner(config, interface, torch.device("meta"))
     except RuntimeError as error:  # more than can be counted
-        raise ValueError(f"{path}: the config beside it has sizes that no network can have ({error})") from error
-    wanted = {
+        raise ValueError(f"the config has sizes that no network can have ({error})") from error
+    return {
         f"{name}.{key}": list(value.shape)
         for name, network in (("world_model", learner.world_model), ("agent", learner.agent))
         for key, value in network.state_dict().items()
     }
+
+
+def check_fits(config: Config, interface: Interface, found: Mapping[str, Sequence[int]], path: Path) -> None:
+    """Raise ValueError that names the first weight whose shape in `path` is not that of the config's networks.
+
+    The config may be somebody else's, and ask for more than there is: nothing is allocated before.
+    """
+    wanted = shapes_of(config, interface)
     for key in sorted(wanted.keys() | found.keys()):
         shape = list(found[key]) if key in found else "none"
         if shape != (expected := wanted.get(key, "none")):
