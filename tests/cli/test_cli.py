@@ -68,7 +68,7 @@ DEBUG = ("--preset", "debug", "--device", "cpu")
         (["train", "Pong", *DEBUG, "--world-model.sequence.backend", "lstm"], ["backend", "'lstm'", "mamba2"]),
         (["train", "Pong", *DEBUG, "--world-model.sequence.head-dim", "33"], ["headdim: 33", "64"]),
         (["train", "Pong", *DEBUG, "--seed", "-1"], ["seed: -1"]),
-        (["train"], ["Missing: GAME: "]),
+        (["train"], ["GAME is missing: An Atari game"]),
         (["train", "Pong", *DEBUG, "--seed", "1.5"], ["--seed: got '1.5', expected a whole number"]),
         (["train", "Pong", *DEBUG, "--steps"], ["--steps: a value is missing, expected a whole number"]),
         (["train", "Pong", "--preset", "--steps", "9"], ["--preset: a value is missing"]),
@@ -86,14 +86,14 @@ DEBUG = ("--preset", "debug", "--device", "cpu")
             ["--protocol: got 'papr', expected standard or paper (did you mean paper?)"],
         ),
         (["eval", "x", "--checkpoint", "last"], ["--checkpoint: got 'last', expected a whole number"]),
-        (["export", "x"], ["Missing: --out: The folder to write"]),
+        (["export", "x"], ["--out is missing: The folder to write"]),
         (["report", ".", "--out", "x.html"], ["out: x.html must be a folder"]),
         (["version", "--foo"], ["drama version takes no arguments, got --foo"]),
         (["--help", "train"], ["drama --help takes no arguments, got train"]),
         (["help", "train", "eval"], ["drama help takes one command, got train eval"]),
         (["train", "--resume", "no-such-run"], ["no-such-run", "no such run folder"]),
         (["eval", "no-such-run"], ["no-such-run", "no such run folder"]),
-        (["eval"], ["Missing: RUN: Folder of the run"]),
+        (["eval"], ["RUN is missing: Folder of the run"]),
         (["trian", "Pong"], ["'trian'", "did you mean train"]),
         (["games", "Pong"], ["no arguments"]),
     ],
@@ -162,9 +162,9 @@ def test_a_longer_run_says_that_its_replay_keeps_its_size(pong_run: Path, tmp_pa
     run = tmp_path / "run"
     shutil.copytree(pong_run, run)
     assert not Trainer.resume(run).notes
-    assert not Trainer.resume(run, 900).notes
-    said = "the replay keeps its size: the last 1,000 of 1,100 steps"
-    assert Trainer.resume(run, 1100).notes == [said]
+    longer = Trainer.resume(run, 130)
+    assert longer.notes == ["the replay keeps the size that the run began with: the last 120 steps"]
+    assert longer.replay.capacity == 120
 
 
 @pytest.mark.parametrize(

@@ -128,8 +128,8 @@ def test_what_cannot_be_made_is_named(changes: dict[str, Any], said: str) -> Non
 @pytest.mark.parametrize(
     ("cpus", "gpus", "said"),
     [
-        (8, 0, "cpus: a run asks for 8, and the most that one of the cluster's 2 nodes has is 4"),
-        (1, 2, "gpus: a run asks for 2, and the most that one of the cluster's 2 nodes has is 1"),
+        (8, 0, "cpus: a run asks for 8, and the most that a node of the cluster has is 4 .2 nodes."),
+        (1, 2, "gpus: a run asks for 2, and the most that a node of the cluster has is 1 .2 nodes."),
         (4, 1, "cpus, gpus: no node has 4 processors and 1 GPUs together"),
     ],
 )

@@ -187,8 +187,8 @@ finally:
 """
     lines = python(code, tmp_path).splitlines()
     assert [line for line in lines if line.startswith(("cpus", "gpus", "address", "finished", str(tmp_path)))] == [
-        "cpus: a run asks for 2, and the most that one of the cluster's 1 nodes has is 1",
-        "gpus: a run asks for 1, and the most that one of the cluster's 1 nodes has is 0",
+        "cpus: a run asks for 2, and the most that a node of the cluster has is 1 (1 node)",
+        "gpus: a run asks for 1, and the most that a node of the cluster has is 0 (1 node)",
         "address: nothing answers at 127.0.0.1:1 ([Errno 111] Connection refused)",
         "finished",
         f"{tmp_path}/client/sweep.json: the folder holds another sweep (seeds was [0], is now [0, 1]); take another"

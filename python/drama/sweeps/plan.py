@@ -272,8 +272,8 @@ def check_resources(plan: Plan, nodes: Sequence[Mapping[str, float]]) -> None:
         most = max((node.get(name, 0) for node in nodes), default=0)
         if wanted > most:
             raise ValueError(
-                f"{name.lower()}s: a run asks for {wanted:g}, and the most that one of the cluster's {len(nodes)} nodes"
-                f" has is {most:g}"
+                f"{name.lower()}s: a run asks for {wanted:g}, and the most that a node of the cluster has is {most:g}"
+                f" ({len(nodes)} {'node' if len(nodes) == 1 else 'nodes'})"
             )
     if not any(all(node.get(name, 0) >= wanted for name, wanted in asked.items()) for node in nodes):
         raise ValueError(f"cpus, gpus: no node has {plan.cpus:g} processors and {plan.gpus:g} GPUs together")

@@ -136,8 +136,8 @@ class Trainer:
         if steps is not None and steps < trainer.step:
             raise ValueError(f"steps: {run} has gone to step {trainer.step} already, which is more than {steps}")
         trainer._changed = config != before
-        if (capacity := config.train.replay_capacity) < config.steps and config.steps > before.steps:
-            trainer.notes.append(f"the replay keeps its size: the last {capacity:,} of {config.steps:,} steps")
+        if (rows := trainer.replay.capacity) < min(config.steps, config.train.replay_capacity):
+            trainer.notes.append(f"the replay keeps the size that the run began with: the last {rows:,} steps")
         return trainer
 
     def train(self) -> bool:
