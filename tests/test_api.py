@@ -309,7 +309,7 @@ def test_an_environment_that_fails_leaves_a_checkpoint_to_go_on_from(tmp_path: P
         failure
     ]
     path = tmp_path / "run"
-    with pytest.raises(EnvFailed, match=rf"environment 0 failed after step 79: .*{said}.*--resume .* from step 79"):
+    with pytest.raises(EnvFailed, match=rf"environment 0 failed after step 79: .*{said}.*resume=True.* from step 79"):
         quickly(Breaking, path, steps=120)
     Breaking.breaks = False
     again = drama.train(Breaking, steps=120, preset="debug", run=path, resume=True, progress=False)

@@ -179,7 +179,7 @@ try:
     done = drama.sweep("Catch", out=out / "client", address="ray://127.0.0.1:23101", **tiny)
     print(done.runs[0].status)
     try:
-        drama.sweep("Catch", 2, out=out / "client", address="ray://127.0.0.1:23101", **tiny)
+        drama.sweep("Recall", out=out / "client", address="ray://127.0.0.1:23101", **tiny)
     except ValueError as error:
         print(error)
 finally:
@@ -191,7 +191,7 @@ finally:
         "gpus: a run asks for 1, and the most that a node of the cluster has is 0 (1 node)",
         "address: nothing answers at 127.0.0.1:1 ([Errno 111] Connection refused)",
         "finished",
-        f"{tmp_path}/client/sweep.json: the folder holds another sweep (seeds was [0], is now [0, 1]); take another"
-        " folder, or the same command",
+        f"{tmp_path}/client/sweep.json: the folder holds another sweep (games was ['Catch'], is now ['Recall']); take"
+        " another folder, or the same command, in which only games, seeds, values of the grid and steps may become more",
     ]
     assert not (tmp_path / "refused").exists()
