@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -119,11 +118,13 @@ def test_the_word_for_the_owner_of_a_run_stays(tmp_path: Path) -> None:
         pass
 
 
-def test_without_ray_the_extra_is_named(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['ray'] = None; from drama.cli import main; main()"
-    began = time.monotonic()
-    command = [sys.executable, "-c", code, "sweep", "--games", "Catch", "--out", str(tmp_path / "x")]
+@pytest.mark.parametrize("module", ["ray", "optuna"])
+def test_without_ray_or_optuna_the_extra_is_named(module: str, tmp_path: Path) -> None:
+    code = f"import sys; sys.modules[{module!r}] = None; from drama.cli import main; main()"
+    search = ["--search", "train.agent-lr", "1e-4", "1e-3", "--samples", "2"]
+    command = [sys.executable, "-c", code, "sweep", "--games", "Catch", "--out", "x", "--preset", "debug", *search]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 2, time.monotonic() - began
+    assert done.returncode == 2
     brings = f"{sys.executable} -m pip install 'drama-rl[sweep]'"
-    assert done.stderr.strip() == f"drama: error: ray is not installed; `{brings}` brings it"
+    assert done.stderr.strip() == f"drama: error: {module} is not installed; `{brings}` brings it"
+    assert not (tmp_path / "x").exists()

@@ -192,6 +192,7 @@ finally:
         "address: nothing answers at 127.0.0.1:1 ([Errno 111] Connection refused)",
         "finished",
         f"{tmp_path}/client/sweep.json: the folder holds another sweep (games was ['Catch'], is now ['Recall']); take"
-        " another folder, or the same command, in which only games, seeds, values of the grid and steps may become more",
+        " another folder, or the same command, in which only games, seeds, values of the grid and steps may become"
+        " more",
     ]
     assert not (tmp_path / "refused").exists()

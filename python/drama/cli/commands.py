@@ -47,7 +47,7 @@ from drama.training.metrics import encode_picture, encode_video
 from drama.training.pictures import dream_strip
 from drama.training.progress import Progress
 from drama.training.trainer import Trainer
-from drama.training.weights import is_export
+from drama.training.weights import blank_learner, is_export
 
 
 def train(args: NewRun | ResumeArgs) -> int:
@@ -181,17 +181,21 @@ def info(args: InfoArgs | InfoRunArgs) -> int:
         print(f"{network.replace('_', ' ')}: {sum(counts.values()):,} parameters")
         for part, count in counts.items():
             print(f"  {part:12} {count:>12,}")
-    print("\na step of the environment, with its share of the updates:")
-    for quantity, unit, scale in (("multiply_adds", "G multiply-adds", 1e9), ("milliseconds", "ms", 1)):
-        if facts[quantity] is not None:
-            each = ", ".join(
-                f"{name.replace('_', ' ')} {value / scale:,.2f}" for name, value in facts[quantity].items()
-            )
-            print(f"  {unit}: {each}")
-    print(f"\nreplay: {facts['replay_bytes'] / 1e6:,.0f} MB for {facts['replay_rows']:,} rows")
-    print(f"device: {facts['device']}, {facts['precision']}, {facts['threads']} threads")
+    for line in _cost_lines(facts) if "multiply_adds" in facts else ():
+        print(line)
+    print(f"\ndevice: {facts['device']}, {facts['precision']}, {facts['threads']} threads")
     print("versions: " + ", ".join(f"{name} {number}" for name, number in facts["versions"].items()))
     return 0
+
+
+def _cost_lines(facts: dict[str, Any]) -> Iterator[str]:
+    """What `drama info` says of the cost of training."""
+    yield "\na step of the environment, with its share of the updates:"
+    for quantity, unit, scale in (("multiply_adds", "G multiply-adds", 1e9), ("milliseconds", "ms", 1)):
+        if facts[quantity] is not None:
+            each = (f"{name.replace('_', ' ')} {value / scale:,.2f}" for name, value in facts[quantity].items())
+            yield f"  {unit}: {', '.join(each)}"
+    yield f"\nreplay: {facts['replay_bytes'] / 1e6:,.0f} MB for {facts['replay_rows']:,} rows"
 
 
 def describe(config: Config, *, measure: bool = False) -> dict[str, Any]:
@@ -199,18 +203,28 @@ def describe(config: Config, *, measure: bool = False) -> dict[str, Any]:
     config.validate()
     env = make_env(config.game, config.env)
     learner = Learner(config, read_interface(env), resolve_device(config.device))
-    facts = _facts(config, learner)
-    return facts | {"milliseconds": milliseconds(config, learner, env) if measure else None}
+    replay = make_replay(config, learner.world_model.interface)
+    cost = {
+        "multiply_adds": multiply_adds(config, learner.world_model.interface),
+        "milliseconds": milliseconds(config, learner, env) if measure else None,
+        "replay_rows": replay.capacity,
+        "replay_bytes": replay.nbytes,
+    }
+    return _facts(config, learner, learner.device) | cost
 
 
 def describe_run(run: Path) -> dict[str, Any]:
-    """The facts that `drama info RUN` shows: how far it is, its scores, and those of its config."""
+    """The facts that `drama info RUN` shows: how far it is, its scores, its networks.
+
+    What only training takes is not among them: the run may be somebody else's, whose config asks for any amount.
+    """
     found, checkpoints = read_run(run), list_checkpoints(run)
     if checkpoints or is_export(run):
         config, learner, step = load_learner(run, trust=True)  # makes no environment
     else:
+        found.config.validate()
         config, step = found.config, 0
-        learner = Learner(config, Interface.load(run / "interface.json"), resolve_device(config.device))
+        learner = blank_learner(config, Interface.load(run / "interface.json"))
     last = found.returns[-10:, 1]
     about = {
         "folder": str(run),
@@ -225,18 +239,16 @@ def describe_run(run: Path) -> dict[str, Any]:
             for e in found.evaluations
         ],
     }
-    return {"run": about} | _facts(config, learner) | {"milliseconds": None}
+    return {"run": about} | _facts(config, learner, resolve_device(config.device))
 
 
-def _facts(config: Config, learner: Learner) -> dict[str, Any]:
+def _facts(config: Config, learner: Learner, device: torch.device) -> dict[str, Any]:
     """What follows from a config and the networks that it makes."""
-    interface = learner.world_model.interface
-    replay = make_replay(config, interface)
     packages = ("numpy", "torch", "gymnasium", "ale-py")
     return {
         "game": config.game,
         "preset": config.preset,
-        "actions": interface.action.width,
+        "actions": learner.world_model.interface.action.width,
         "parameters": {
             name: {
                 part: count
@@ -245,11 +257,8 @@ def _facts(config: Config, learner: Learner) -> dict[str, Any]:
             }
             for name, network in (("world_model", learner.world_model), ("agent", learner.agent))
         },
-        "multiply_adds": multiply_adds(config, interface),
-        "replay_rows": replay.capacity,
-        "replay_bytes": replay.nbytes,
-        "device": str(learner.device),
-        "precision": str(resolve_precision(config.train.precision, learner.device)).removeprefix("torch."),
+        "device": str(device),
+        "precision": str(resolve_precision(config.train.precision, device)).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "versions": {
             "drama": __version__,

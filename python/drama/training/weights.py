@@ -54,16 +54,21 @@ def save_weights(folder: Path, learner: Learner, step: int) -> Path:
     return path
 
 
-def shapes_of(config: Config, interface: Interface) -> dict[str, list[int]]:
-    """The shape of each weight that a config makes, by name. No weight is allocated for it.
+def blank_learner(config: Config, interface: Interface) -> Learner:
+    """The networks of a config with shapes and no values: nothing is allocated for them.
 
     Raises ValueError if there are no such networks.
     """
     try:
         with torch.device("meta"):
-            learner = Learner(config, interface, torch.device("meta"))
+            return Learner(config, interface, torch.device("meta"))
     except RuntimeError as error:  # more than can be counted
         raise ValueError(f"the config has sizes that no network can have ({error})") from error
+
+
+def shapes_of(config: Config, interface: Interface) -> dict[str, list[int]]:
+    """The shape of each weight that a config makes, by name."""
+    learner = blank_learner(config, interface)
     return {
         f"{name}.{key}": list(value.shape)
         for name, network in (("world_model", learner.world_model), ("agent", learner.agent))
