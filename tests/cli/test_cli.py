@@ -251,7 +251,9 @@ def test_info_counts_parameters(drama: Run) -> None:
     assert convolutions < facts["multiply_adds"]["world_model"] < 1.2 * convolutions
 
 
-def test_info_of_a_run_and_of_an_export(drama: Run, pong_run: Path, tmp_path: Path) -> None:
+def test_info_of_a_run_and_of_an_export(
+    drama: Run, pong_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     facts = json.loads(drama("info", pong_run, "--json")[1])
     assert facts["run"]["step"] == facts["run"]["steps"] == 120
     assert facts["run"]["checkpoints"] == [60, 120]
@@ -271,9 +273,12 @@ def test_info_of_a_run_and_of_an_export(drama: Run, pong_run: Path, tmp_path: Pa
     code, _, err = drama("info", pong_run, "--steps", "3")
     assert code == 2
     assert "--steps: there is no such option" in err
-    code, _, err = drama("info", tmp_path)
+    code, _, err = drama("info", "--json", tmp_path)
     assert code == 2
     assert "config.json: cannot be read" in err
+    (tmp_path / "debug").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert drama("info", "--preset", "debug", "Catch", "--device", "cpu")[0] == 0
 
 
 def test_info_measures_when_asked(drama: Run) -> None:

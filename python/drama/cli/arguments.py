@@ -313,7 +313,8 @@ def play(args: Sequence[str]) -> PlayArgs:
 
 def info(args: Sequence[str]) -> InfoArgs | InfoRunArgs:
     """Of `drama info`."""
-    first = next((arg for arg in args if not arg.startswith("-")), "")
+    values = {at + 1 for at, arg in enumerate(args) if arg.startswith("--") and arg not in ("--json", "--measure")}
+    first = next((arg for at, arg in enumerate(args) if not arg.startswith("-") and at not in values), "")
     if first and known_game(first) is None and (first.startswith(SCHEME) or Path(first).is_dir()):
         return _of_run(parse(InfoRunArgs, args, "info RUN"))
     return _configured(InfoArgs, args, "info")[0]
