@@ -17,7 +17,7 @@ from drama.agent.ppo import minibatches
 from drama.config import Config
 from drama.interface import Interface, Observations
 from drama.models.heads import TwoHot
-from drama.models.norm import batch_statistics, fresh_statistics
+from drama.models.norm import batch_norms, batch_statistics, fresh_statistics
 from drama.models.observation import Parts
 from drama.models.world_model import Batch, Belief, WorldModel
 from drama.runtime.compiling import Compiled, wants_compiling
@@ -53,6 +53,9 @@ class Learner:
         model_config = config.world_model
         precision = resolve_precision(config.train.precision, device)
         self.world_model = WorldModel(model_config, interface, precision).to(device).eval()
+        if config.train.statistics_frames:  # the encoder's; nothing acts on the decoder's: the last batch's will do
+            for norm in batch_norms(self.world_model.decoder):
+                norm.momentum = 1.0
         self.agent = ActorCritic(
             config.agent,
             self.world_model.features,
@@ -110,7 +113,8 @@ class Learner:
     def update_world_model(self, batch: Batch, frames: Parts | None = None) -> dict[str, Tensor]:
         """One step of the world model on real sequences; returns detached scalars, without waiting for the device.
 
-        Batch norm's statistics are then those of the observations `frames`, by part, or else means over past batches.
+        Batch norm's statistics in the encoder are then those of the observations `frames`, by part, or else means over
+        past batches.
         """
         return self._step_world_model(batch, frames)[0]
 
@@ -161,7 +165,7 @@ class Learner:
         if frames is not None:
             model = self.world_model
             with torch.no_grad(), self.world_model.autocast(), fresh_statistics(model):
-                model.decode(model.sample(model.encode(frames)))
+                model.encode(frames)
         return losses, descent.z
 
     def _differentiated(self, evaluate: Callable[[Batch], tuple[dict[str, Tensor], Tensor]], batch: Batch) -> Descent:
