@@ -47,7 +47,7 @@ def split(buffer: ReplayBuffer, rows: int) -> ReplayBuffer:
 def losses(learner: Learner, batch: Batch) -> dict[str, float]:
     """Means over all sequences, with the weights as they are. `moving` is the squared error of the pixels that move,
     over what the mean frame has: 1 if nothing that moves is seen."""
-    model, frames = learner.world_model, to_unit(batch.obs[LONE])
+    model, frames = learner.world_model, batch.obs[LONE]
 
     def moving(predicted: Tensor) -> float:
         weighted, plain = reconstruction_losses(predicted, frames, motion_scale=1.0)
@@ -56,7 +56,7 @@ def losses(learner: Learner, batch: Batch) -> dict[str, float]:
     with torch.no_grad(), model.autocast():
         found = {name: value.item() for name, value in model.loss(batch).items()}
         found["moving"] = moving(model.decode(model.sample(model.encode(batch.obs)))[LONE])
-    found["moving"] /= moving(frames.mean((0, 1)))
+    found["moving"] /= moving(to_unit(frames).mean((0, 1)))
     return {name: found[name] for name in LOSSES}
 
 

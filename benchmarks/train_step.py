@@ -4,8 +4,8 @@ Each part runs alone on real Pong frames, several times; the table gives medians
 where the part is trained. A step of the environment comes with `1 / train_every` of a pair of updates. `--profile`
 prints instead which share of both updates' time (the operators' own, on the CPU) convolutions and matrix products take,
 and what takes the rest. `--peer` compares both updates with those of sheeprl's DreamerV3 (dependency group `peers`) at
-the same frames, batch, starts, horizon and precision, in turns on the CPU; `--compile` compares the world-model update
-with one whose loss `torch.compile` has compiled. `--against REV` measures the parts in turns with those of another
+the same frames, batch, starts, horizon and precision, in turns on the CPU; `--compile` compares both updates with
+those that are compiled. `--against REV` measures the parts in turns with those of another
 commit of this repository, each in a process of its own; `--set` gives an option another value here, such as the batch
 size that the other commit has.
 """
@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ from drama.interface import LONE
 from drama.models.world_model import Batch
 from drama.replay import DynamicFrequency
 from drama.results.cost import agent_update, median_milliseconds
+from drama.runtime.compiling import wants_compiling
 from drama.runtime.device import resolve_device, resolve_precision
 from drama.training.collector import random_play
 from drama.training.learner import Learner
@@ -78,7 +80,7 @@ def setting(config: Config) -> Setting:
 
 def profile_updates(config: Config, repeats: int) -> dict[str, float]:
     """Shares of the updates' time: `products` (convolutions, matrix products), then the largest others."""
-    with_batches = setting(config)
+    with_batches = setting(compiled(config, "off"))
     with_batches.update()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(repeats):
@@ -107,7 +109,8 @@ def measure(config: Config, repeats: int) -> dict[str, float]:
     if train.statistics_frames:
         frames = {LONE: batch.obs[LONE].flatten(0, 1)[: train.statistics_frames]}
     latents = torch.zeros(train.batch_size, train.batch_length, model.latents, device=device)
-    player = Player(model, learner.agent, num_envs=1, record=train.cuda_graph)
+    compiling = wants_compiling(config, device)
+    player = Player(model, learner.agent, num_envs=1, record=train.cuda_graph, compile=compiling)
 
     def trained(forward: Callable[[], torch.Tensor]) -> Callable[[], None]:
         def both() -> None:
@@ -201,26 +204,29 @@ def beside_peer(config: Config, seconds: float) -> tuple[list[Row], dict[str, tu
         "sheeprl, world model": peer.world_model_parameters,
         "sheeprl, behaviour": peer.behaviour_parameters,
     }
-    parts = (*updates.values(), peer.world_model, peer.behaviour)
+    counted = setting(compiled(config, "off"))  # what is compiled cannot be counted
+    parts: tuple[Callable[[], object], ...] = (
+        lambda: counted.learner.update_world_model(counted.batch),
+        lambda: agent_update(counted.learner)(counted.context),
+        peer.world_model,
+        peer.behaviour,
+    )
     return table, {name: (size, products(part)) for (name, size), part in zip(sizes.items(), parts, strict=True)}
 
 
+def compiled(config: Config, choice: Literal["on", "off"]) -> Config:
+    """`config` with both updates compiled, or not."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, compile=choice))
+
+
 def beside_compiled(config: Config, seconds: float) -> list[Row]:
-    """The world-model update as it is, and with its loss compiled by `torch.compile`, once that is done."""
-    plain, compiled = setting(config), setting(config)
-    model = compiled.learner.world_model
-    model.evaluate = torch.compile(model.evaluate)  # type: ignore[method-assign]
+    """Both updates as they are, and compiled, once that is done."""
+    plain, faster = setting(compiled(config, "off")), setting(compiled(config, "on"))
     begin = time.perf_counter()
-    compiled.learner.update_world_model(compiled.batch)
-    return compare(
-        "world model",
-        f"compiled in {time.perf_counter() - begin:.0f} s",
-        {
-            "ours": lambda: plain.learner.update_world_model(plain.batch),
-            "ours, compiled": lambda: compiled.learner.update_world_model(compiled.batch),
-        },
-        seconds,
-    )
+    faster.update()
+    name = f"both updates, compiled in {time.perf_counter() - begin:.0f} s"
+    shape = f"{config.train.batch_size} x {config.train.batch_length} frames"
+    return compare(name, shape, {"ours": plain.update, "ours, compiled": faster.update}, seconds)
 
 
 def products(part: Callable[[], object]) -> float:

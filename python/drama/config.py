@@ -328,8 +328,8 @@ class TrainConfig(_Plain):
     cuda_graph: bool = True
     """On CUDA, record the imagination and the world-model update once each as a graph and replay them."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile a step of the imagination with `torch.compile`. `auto`: on a CPU, where there is a C++ compiler and the
-    run is long enough to earn back half a minute."""
+    """Compile acting and the updates with `torch.compile`. `auto`: on a CPU, where there is a C++ compiler and the run
+    is long enough to earn back the minutes that this takes the first time; torch keeps the result on disk."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 autocast on CUDA, and on a CPU that multiplies it in hardware; else float32."""
 

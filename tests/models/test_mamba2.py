@@ -309,6 +309,36 @@ def test_gradients_of_one_result_alone(part: int) -> None:
     assert torch.autograd.gradcheck(run, (x.requires_grad_(),), fast_mode=True)
 
 
+@pytest.mark.parametrize("ngroups", [1, 2])
+@pytest.mark.parametrize("length", [1, 3, 4, 9, 11])
+@pytest.mark.parametrize("starts", [None, (), (0, 4), (2, 5, 8)])
+@pytest.mark.parametrize("carried", [False, True])
+def test_the_form_for_a_compiler_has_the_same_values_and_gradients(
+    ngroups: int, length: int, starts: tuple[int, ...] | None, carried: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixer = make_mixer(ngroups).double()
+    is_first = None
+    if starts is not None:
+        is_first = torch.cat([starts_to_mask(tuple(t for t in starts if t < length), length)] * 3)
+        is_first[1] = False
+    x = torch.randn(3, length, WIDTH, dtype=torch.float64, requires_grad=True)
+    state = None
+    if carried:
+        state = type(mixer.initial_state(3))(
+            *(torch.randn(t.shape, dtype=torch.float64, requires_grad=True) for t in mixer.initial_state(3))
+        )
+
+    def evaluate() -> list[Tensor]:
+        y, after = mixer(x, is_first, state)
+        loss = (y * torch.arange(y.numel()).view_as(y).sin()).sum() + after.ssm.square().sum() + after.conv.sum()
+        wanted = [x, *mixer.parameters(), *(() if state is None else state)]
+        return [y, *after, *torch.autograd.grad(loss, wanted, allow_unused=True)]
+
+    expected = evaluate()
+    monkeypatch.setattr("drama.models.sequence.mamba2.mix", ssd.mix_plainly)
+    torch.testing.assert_close(evaluate(), expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
 def test_tiles_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last tile of a batch is smaller; rows keep apart."""
     mixer = make_mixer(2).double()

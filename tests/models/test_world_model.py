@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from drama.config import LatentConfig, SequenceConfig, VisionConfig, WorldModelConfig, preset
 from drama.interface import LONE, Interface
-from drama.models.losses import MOVING_SHARE, Harmony, kl_losses, reconstruction_losses
-from drama.models.observation import Parts
+from drama.models.losses import CHANGE, MOVING_SHARE, Harmony, kl_losses, reconstruction_losses
 from drama.models.vision import Decoder
 from drama.models.world_model import Batch, WorldModel
 from drama.training.learner import Learner
@@ -122,34 +121,36 @@ def test_each_kl_trains_its_own_side() -> None:
 
 def test_reconstruction_sums_over_the_pixels_of_a_frame() -> None:
     """2x2 pixels of 3 channels off by 1/2 cost 12/4 per frame; one such frame of six costs a sixth of it."""
-    target = torch.full((2, 3, 2, 2, 3), 0.5)
-    weighted, plain = reconstruction_losses(torch.zeros_like(target), target)
+    target = torch.full((2, 3, 2, 2, 3), 102, dtype=torch.uint8)
+    predicted = target / 255
+    weighted, plain = reconstruction_losses(predicted - 0.5, target)
     assert torch.equal(weighted, plain)
     assert plain.tolist() == [[pytest.approx(3.0)] * 3] * 2
-    predicted = target.clone()
-    predicted[1, 2] = 1.0
+    predicted[1, 2] += 0.5
     assert reconstruction_losses(predicted, target)[1].tolist() == [[0.0] * 3, [0.0, 0.0, pytest.approx(3.0)]]
     assert reconstruction_losses(predicted, target)[1].mean().item() == pytest.approx(0.5)
 
 
 def test_pixels_that_change_weigh_more() -> None:
     """One of 20 x 20 pixels lights up in the third of four frames: it moves in the second, the third and the fourth."""
-    target = torch.zeros(1, 4, 20, 20, 1)
-    target[0, 2, 5, 5] = 1.0
-    target[0, :, 0, 0] = torch.tensor([0.0, 0.04, 0.08, 0.12])[:, None]  # too little to count
-    predicted = target + 0.5
+    target = torch.zeros(1, 4, 20, 20, 1, dtype=torch.uint8)
+    target[0, 2, 5, 5] = 255
+    target[0, :, 0, 0] = torch.tensor([30, 42, 30, 18])[:, None]  # up or down by 12 of 255: too little to count
+    predicted = target / 255 + 0.5
     per_frame = 400 * 0.25
     weighted, plain = reconstruction_losses(predicted, target, motion_scale=10.0)
     assert plain.tolist() == [[pytest.approx(per_frame)] * 4]
     assert weighted.tolist() == [[pytest.approx(per_frame)] + [pytest.approx(per_frame + 10 * 0.25)] * 3]
     assert weighted.mean().item() == pytest.approx(per_frame + 10 * 0.25 * 3 / 4)
     # All pixels of two frames change: together they weigh as much as 1 % of them would.
-    target = torch.zeros(1, 2, 20, 20, 1)
-    target[0, 1] = 1.0
-    weighted, _ = reconstruction_losses(target + 0.5, target, motion_scale=10.0)
+    target = torch.zeros(1, 2, 20, 20, 1, dtype=torch.uint8)
+    target[0, 1] = CHANGE
+    weighted, _ = reconstruction_losses(target / 255 + 0.5, target, motion_scale=10.0)
     assert weighted.tolist() == [[pytest.approx(per_frame + 10 * MOVING_SHARE * per_frame)] * 2]
     # A single frame has nothing to compare with.
-    weighted, plain = reconstruction_losses(torch.zeros(2, 1, 4, 4, 3), torch.ones(2, 1, 4, 4, 3), motion_scale=10.0)
+    weighted, plain = reconstruction_losses(
+        torch.zeros(2, 1, 4, 4, 3), torch.ones(2, 1, 4, 4, 3).byte(), motion_scale=10.0
+    )
     assert torch.equal(weighted, plain)
 
 
@@ -161,13 +162,21 @@ def test_loss_is_the_weighted_sum_of_its_parts() -> None:
     assert losses["loss"].item() == pytest.approx(parts.item(), rel=1e-5)
 
 
-def test_the_loss_weighs_what_moves_as_configured() -> None:
+def test_the_loss_weighs_what_moves_as_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(dataclasses.replace(CONFIG, reconstruction_scale=2.0, motion_scale=50.0, free_bits=3.0))
-    decoded: list[Parts] = []
-    model.decoder.register_forward_hook(lambda _module, _inputs, result: decoded.append(result))
+    decoder = model.decoder[LONE]
+    assert isinstance(decoder, Decoder)
+    decoded: list[Tensor] = []
+    patches = decoder.patches
+
+    def watched(z: Tensor) -> Tensor:
+        decoded.append(z)
+        return patches(z)
+
+    monkeypatch.setattr(decoder, "patches", watched)
     batch = make_batch(4, 6)
     losses = model.loss(batch)
-    errors = reconstruction_losses(decoded[0][LONE], batch.obs[LONE] / 255, 50.0)
+    errors = reconstruction_losses(decoder(decoded[0]), batch.obs[LONE], 50.0)
     weighted, plain = (error.mean() for error in errors)
     assert weighted > 1.4 * plain
     assert losses["reconstruction"].item() == pytest.approx(plain.item())
@@ -229,7 +238,7 @@ def test_frames_reach_the_loss_in_unit_range(monkeypatch: pytest.MonkeyPatch) ->
     model = make_model(dataclasses.replace(CONFIG, vision=dataclasses.replace(CONFIG.vision, output="linear")))
     picture = model.decoder[LONE]
     assert isinstance(picture, Decoder)
-    monkeypatch.setattr(picture, "forward", lambda z: torch.full((*z.shape[:-1], SIZE, SIZE, 1), 0.2))
+    monkeypatch.setattr(picture, "patches", lambda z: torch.full((*z.shape[:-1], SIZE, SIZE, 1), 0.2))
     batch = make_batch(2, 3)
     exact, off = (
         model.loss(batch._replace(obs={LONE: torch.full_like(batch.obs[LONE], level)}))["reconstruction"]

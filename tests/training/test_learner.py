@@ -6,6 +6,7 @@ import dataclasses
 import platform
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 from unittest.mock import Mock
 
@@ -218,7 +219,7 @@ def test_the_world_model_learns_from_shifted_frames(shift: int, monkeypatch: pyt
         seen.append(batch.obs)
         return evaluate(batch)
 
-    monkeypatch.setattr(learner.world_model, "evaluate", watched)
+    monkeypatch.setattr(learner, "_descent", partial(learner._differentiated, watched))
     learner.update_world_model(batch)
     assert torch.equal(seen[0][LONE], batch.obs[LONE]) == (shift == 0)
 
@@ -248,7 +249,7 @@ def test_recorded_updates_are_those_without_a_recording() -> None:
     plain, recording = (Learner(config, frames(config), CPU) for _ in range(2))
     recording.load_state_dict(plain.state_dict())
     recorder = Mock(side_effect=record_tape)
-    recording._descent = Recorded("world-model update", recording._differentiated, difference, recorder)
+    recording._descent = Recorded("world-model update", recording._descent, difference, recorder)
     batches = [make_batch(config, 4, 16) for _ in range(4)]
     recording.update_world_model(batches[0])  # records and compares, by which statistics and random numbers moved on
     recording.load_state_dict(plain.state_dict())
@@ -281,7 +282,7 @@ def test_imagination_starts_inside_the_sequences_of_the_update(monkeypatch: pyte
         assert torch.equal(is_first, batch.is_first.flatten()[action])
         return recall(z, action % 6, is_first)
 
-    monkeypatch.setattr(learner.world_model, "recall", taken)
+    monkeypatch.setattr(learner, "_recall", taken)
     step = learner._step_world_model
     monkeypatch.setattr(learner, "_step_world_model", lambda _, frames: step(batch, frames))
     world_model, agent = learner.update_together(batch._replace(action=places))

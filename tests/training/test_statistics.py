@@ -90,4 +90,5 @@ def test_fresh_statistics_are_those_of_the_frames_alone(played: ReplayBuffer) ->
         with batch_statistics(model):
             expected = model.encode(others)
     torch.testing.assert_close(found.exp(), expected.exp(), atol=0.02, rtol=0)  # of n or of n - 1 frames
-    assert {norm.momentum for norm in batch_norms(model)} == {0.1}
+    assert {norm.momentum for norm in (*batch_norms(model.encoder), *batch_norms(model.posterior))} == {0.1}
+    assert {norm.momentum for norm in batch_norms(model.decoder)} == {1.0}  # the last batch's

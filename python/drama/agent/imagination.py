@@ -35,23 +35,23 @@ Step = Callable[[WorldModel, Policy, Belief], tuple[Tensor, Belief]]
 
 @torch.no_grad()
 def imagine_step(model: WorldModel, policy: Policy, belief: Belief) -> tuple[Tensor, Belief]:
-    """Let `policy` act once, inside an episode: its action and the belief after it. That before is given up."""
+    """Let `policy` act once: its action and the belief after it. One that opens no episode is given up."""
     action = policy.act(belief.features)
-    return action, model.advance(belief, action, give_up=True)
+    return action, model.advance(belief, action, give_up=belief.first is None)
 
 
 @torch.no_grad()
 def imagine(model: WorldModel, policy: Policy, start: Belief, horizon: int, step: Step = imagine_step) -> Trajectory:
-    """Let `policy` act for `horizon` steps in the model, from `start`. No gradient flows through the model.
+    """Let `policy` act for `horizon` steps in the model, from `start`, which stays as it is.
 
-    `step` does every step but the first, whose state belongs to the caller and is left as it is.
+    No gradient flows through the model.
     """
+    belief = start
+    if start.first is None:
+        belief = start._replace(first=torch.zeros(start.z.shape[0], dtype=torch.bool, device=start.z.device))
+    features, actions, outputs = [start.features], [], []
     with model.autocast():
-        features = [start.features]
-        action = policy.act(features[0])
-        belief = model.advance(start, action)
-        features, actions, outputs = [*features, belief.features], [action], [belief.d]
-        for _ in range(horizon - 1):
+        for _ in range(horizon):
             action, belief = step(model, policy, belief)
             features.append(belief.features)
             actions.append(action)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from drama.interface import Observations
 from drama.models.observation import Parts
 from drama.models.sequence.base import State
 from drama.models.world_model import Belief, WorldModel
+from drama.runtime.compiling import Compiled
 from drama.runtime.device import one_thread
 from drama.runtime.recording import Recorded, uncached
 
@@ -42,11 +43,18 @@ class Player:
 
     The actor sees `[z_t, d_{t-1}]`: the posterior of the present observation (or, with `act_on="prior"`, the latent
     predicted for it) and the carried output of the sequence model. Both networks must be in evaluation mode. With
-    `record` a CUDA device replays one recording for each step.
+    `record` a CUDA device replays one recording for each step; with `compile` each step is compiled.
     """
 
     def __init__(
-        self, model: WorldModel, agent: ActorCritic, num_envs: int, *, greedy: bool = False, record: bool = False
+        self,
+        model: WorldModel,
+        agent: ActorCritic,
+        num_envs: int,
+        *,
+        greedy: bool = False,
+        record: bool = False,
+        compile: bool = False,
     ) -> None:
         self._model = model
         self._agent = agent
@@ -58,6 +66,8 @@ class Player:
             self._next = Recorded(
                 "acting", uncached(self._act), lambda found, expected: (found.belief.d - expected.belief.d).abs().max()
             )
+        elif compile:
+            self._next = Compiled("acting", lambda c: c(self._act))
 
     def act(self, obs: Observations, is_first: NDArray[np.bool_]) -> NDArray[Any]:
         """Actions `[N]` or `[N, K]` for observations by part; where `is_first[N]` the memory is dropped first."""
@@ -65,10 +75,16 @@ class Player:
         # In one order: a recording knows its inputs by their places.
         parts = {name: torch.from_numpy(obs[name]).to(device) for name in self._model.interface.observation}
         first = torch.from_numpy(is_first).to(device)
-        with one_thread() if len(is_first) <= FEW else nullcontext(), self._model.autocast():
+        with self._setting(len(is_first)):
             action, self._belief = self._next(Seen(parts, first, self._belief))
         result: NDArray[Any] = action.cpu().numpy()
         return result
+
+    def _setting(self, count: int) -> AbstractContextManager[object]:
+        """Threads and precision: on a CPU, for few environments, to wake threads or to lower weights takes longer."""
+        if self._model.device.type == "cpu" and count <= FEW:
+            return one_thread()
+        return self._model.autocast()
 
     @torch.no_grad()
     def _act(self, seen: Seen) -> Acted:

@@ -83,7 +83,9 @@ class Normal(NamedTuple):
     scale: Tensor
 
     def sample(self) -> Tensor:
-        return (self.mean + self.scale * torch.randn_like(self.mean)).detach()
+        mean = self.mean.detach()
+        noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device)  # not `randn_like`: see `latent.sample`
+        return mean + self.scale.detach() * noise
 
     def mode(self) -> Tensor:
         return self.mean.detach()

@@ -24,7 +24,8 @@ def sample(log_probs: Tensor) -> Tensor:
     if log_probs.is_cuda:  # a race of exponential clocks: sums along a short axis are slow there
         index = (log_probs - torch.empty_like(log_probs).exponential_().log_()).argmax(-1, keepdim=True)
         return torch.zeros_like(log_probs).scatter_(-1, index, 1.0)
-    return sample_from(log_probs, torch.rand_like(log_probs[..., 0]))
+    # Not `rand_like`, whose numbers go to the places in memory that a compiler has chosen for its argument.
+    return sample_from(log_probs, torch.rand(log_probs.shape[:-1], dtype=log_probs.dtype, device=log_probs.device))
 
 
 def sample_from(log_probs: Tensor, uniform: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drama.models.latent import kl_divergence
+from drama.models.vision import to_unit
 
-CHANGE = 0.05
-"""Difference of two pixels in [0, 1] from which on they count as changed."""
+CHANGE = 13
+"""Difference of two pixels, of 255, from which on they count as changed."""
 MOVING_SHARE = 0.01
 """Where more of a frame moves than this, as when it flashes, moving pixels share the weight of this many."""
 
@@ -18,24 +19,40 @@ def reconstruction_losses(predicted: Tensor, target: Tensor, motion_scale: float
     """Squared error of each frame in [0, 1], summed over its pixels.
 
     Args:
-        predicted: frames `[B, T, H, W, C]`.
-        target: frames `[B, T, H, W, C]`, consecutive ones.
+        predicted: frames `[B, T, H, W, C]`, or their patches, in [0, 1].
+        target: frames `[B, T, H, W, C]` uint8, consecutive ones, or their patches.
         motion_scale: extra weight of the pixels that change from the frame before or to the next.
 
     Returns:
         The error in which moving pixels have their extra weight, and the plain one, both `[B, T]`.
     """
-    error = (predicted.float() - target.float()).square()
+    error = (predicted.float() - to_unit(target)).square()
     plain = error.sum((-3, -2, -1))
     if motion_scale == 0:
         return plain, plain
-    changed = (target[:, 1:] - target[:, :-1]).abs() > CHANGE
-    moving = torch.zeros_like(target, dtype=torch.bool)
-    moving[:, 1:] |= changed
-    moving[:, :-1] |= changed
+    moving = moving_pixels(target)
     share = moving.float().mean((-3, -2, -1)).clamp(min=MOVING_SHARE)
     extra = (error * moving).sum((-3, -2, -1)) * (motion_scale * MOVING_SHARE / share)
     return plain + extra, plain
+
+
+@torch.library.custom_op("drama::moving_pixels", mutates_args=())
+def moving_pixels(frames: Tensor) -> Tensor:
+    """Which pixels of consecutive `frames[B, T, ...]` uint8 change from the frame before or to the next: bool.
+
+    An operator of its own, as a compiler makes a slow loop over single bytes of it.
+    """
+    before, after = frames[:, :-1], frames[:, 1:]
+    changed = torch.maximum(before, after).sub_(torch.minimum(before, after)).ge_(CHANGE)
+    moving = torch.zeros_like(frames)
+    moving[:, 1:].copy_(changed)
+    moving[:, :-1].bitwise_or_(changed)
+    return moving.view(torch.bool)
+
+
+@moving_pixels.register_fake
+def _(frames: Tensor) -> Tensor:
+    return torch.empty_like(frames, dtype=torch.bool)
 
 
 def kl_losses(posterior: Tensor, prior: Tensor, is_first: Tensor, free_bits: float) -> tuple[Tensor, Tensor, Tensor]:

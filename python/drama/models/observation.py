@@ -12,7 +12,7 @@ from drama.interface import Image, Interface
 from drama.models.heads import mlp, symexp, symlog
 from drama.models.losses import reconstruction_losses
 from drama.models.norm import batch_norms
-from drama.models.vision import Decoder, Encoder, to_unit
+from drama.models.vision import Decoder, Encoder
 
 Parts: TypeAlias = dict[str, Tensor]
 """An observation by part: images `[..., H, W, C]`, numbers `[..., N]`."""
@@ -76,13 +76,14 @@ class ObservationDecoder(nn.ModuleDict):
         each; those to minimise, and those to watch, in which all pixels weigh the same."""
         losses: dict[str, Tensor] = {}
         watched: dict[str, Tensor] = {}
-        for name, predicted in self(z).items():
-            if isinstance(self[name], Decoder):
-                weighted, plain = reconstruction_losses(predicted, to_unit(obs[name]), self._motion_scale)
+        for name, decoder in self.items():
+            if isinstance(decoder, Decoder):  # in patches: where a pixel lies makes no difference to its error
+                target = decoder.as_patches(obs[name])
+                weighted, plain = reconstruction_losses(decoder.patches(z), target, self._motion_scale)
                 losses["reconstruction"] = losses.get("reconstruction", 0) + weighted
                 watched["reconstruction"] = watched.get("reconstruction", 0) + plain.detach()
             else:
-                error = (predicted.float() - symlog(obs[name].float())).square().sum(-1)
+                error = (decoder(z).float() - symlog(obs[name].float())).square().sum(-1)
                 losses["vector"], watched["vector"] = error, error.detach()
         return losses, watched
 

@@ -13,6 +13,7 @@ class Fold(nn.Linear):
     """Channels-last `[N, C, s * H, s * W]` to `[N, outputs, H, W]`: one linear map of each patch of s x s pixels.
 
     A convolution whose kernel is as wide as its stride does the same; as one matrix product it is much faster on a CPU.
+    Bytes become numbers in [0, 1] once they lie in patches: to move them before is four times less to move.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -20,7 +21,8 @@ class Fold(nn.Linear):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(to_patches(x, self.stride)).movedim(-1, 1)
+        patches = to_patches(x, self.stride)
+        return super().forward(patches if x.is_floating_point() else to_unit(patches)).movedim(-1, 1)
 
 
 class Unfold(nn.Linear):
@@ -31,7 +33,11 @@ class Unfold(nn.Linear):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        return from_patches(super().forward(x.movedim(1, -1)), self.stride)
+        return from_patches(self.patches(x), self.stride)
+
+    def patches(self, x: Tensor) -> Tensor:
+        """The patches one by one, `[N, H, W, s * s * outputs]`."""
+        return super().forward(x.movedim(1, -1))
 
 
 class Conv(nn.Conv2d):
@@ -123,7 +129,8 @@ class Encoder(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         lead = frames.shape[:-3]
-        x = to_unit(frames).reshape(-1, *frames.shape[-3:]).movedim(-1, 1)  # a view: NHWC storage is channels-last
+        x = frames.reshape(-1, *frames.shape[-3:]).movedim(-1, 1)  # a view: NHWC storage is channels-last
+        x = x if isinstance(self.layers[0], Fold) else to_unit(x)
         return self.layers(x).reshape(*lead, self.features)
 
 
@@ -150,12 +157,34 @@ class Decoder(nn.Module):
         self.sigmoid = config.output == "sigmoid"
         self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
+    @property
+    def side(self) -> int:
+        """Height and width of the patches that the last layer gives; 1 where it gives pixels."""
+        last = self.layers[-1]
+        return last.stride if isinstance(last, Unfold) else 1
+
     def forward(self, latent: Tensor) -> Tensor:
+        patches = self.patches(latent)
+        frames = from_patches(patches.flatten(0, -4), self.side).movedim(1, -1)
+        return frames.reshape(*patches.shape[:-3], *frames.shape[1:])
+
+    def patches(self, latent: Tensor) -> Tensor:
+        """The frames as `to_patches` of `side` makes them: `[..., H, W, side * side * C]`."""
         lead = latent.shape[:-1]
         x = self.stem(latent).reshape(-1, *self.shape).contiguous(memory_format=torch.channels_last)
-        x = self.layers(x).movedim(1, -1)
+        *layers, last = self.layers
+        for layer in layers:
+            x = layer(x)
+        x = last.patches(x) if isinstance(last, Unfold) else last(x).movedim(1, -1)
         x = torch.sigmoid(x) if self.sigmoid else x
         return x.reshape(*lead, *x.shape[1:])
+
+    def as_patches(self, frames: Tensor) -> Tensor:
+        """Frames `[..., H, W, C]` as `patches` has them."""
+        if self.side == 1:
+            return frames
+        patches = to_patches(frames.reshape(-1, *frames.shape[-3:]).movedim(-1, 1), self.side)
+        return patches.reshape(*frames.shape[:-3], *patches.shape[1:])
 
     @torch.no_grad()
     def set_mean_pixel(self, frames: Tensor) -> None:

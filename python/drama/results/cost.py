@@ -16,6 +16,7 @@ from drama.agent.player import Player
 from drama.config import Config
 from drama.interface import Choices, Image, Interface
 from drama.models.world_model import Batch
+from drama.runtime.compiling import wants_compiling
 from drama.training.learner import Learner
 
 REPEATS = 3
@@ -30,9 +31,13 @@ def multiply_adds(config: Config, interface: Interface) -> dict[str, float]:
     """
     t = config.train
     rows = 1 if t.batch_length > 1 else 2  # batch norm needs two frames
-    agent = dataclasses.replace(config.agent, ppo_kl_limit=float("inf"))
+    config = dataclasses.replace(
+        config,
+        agent=dataclasses.replace(config.agent, ppo_kl_limit=float("inf")),
+        train=dataclasses.replace(t, compile="off"),  # what is compiled cannot be counted
+    )
     with torch.random.fork_rng():
-        learner = Learner(dataclasses.replace(config, agent=agent), interface, torch.device("cpu"))
+        learner = Learner(config, interface, torch.device("cpu"))
         counts = {}
         for name, update, length, size in (
             ("world_model", learner.update_world_model, t.batch_length, t.batch_size),
@@ -53,7 +58,8 @@ def milliseconds(config: Config, learner: Learner, env: gym.Env) -> dict[str, fl
     starts = sequences
     if t.imagine_from == "replay":
         starts = _blank_batch(interface, t.imagination_batch, t.context, device)
-    player = Player(learner.world_model, learner.agent, num_envs=1, record=t.cuda_graph)
+    compiling = wants_compiling(config, device)
+    player = Player(learner.world_model, learner.agent, num_envs=1, record=t.cuda_graph, compile=compiling)
     frames = None
     if t.statistics_frames:
         frames = {name: x.flatten(0, 1)[: t.statistics_frames] for name, x in sequences.obs.items()}

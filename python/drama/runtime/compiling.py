@@ -6,7 +6,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
 import torch
 
@@ -16,7 +16,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 PAYS_FROM = 4000
-"""Updates from which on `auto` compiles: half a minute of compiling is earned back after about a thousand."""
+"""Updates from which on `auto` compiles: two minutes of compiling are earned back after about a thousand."""
 
 
 def wants_compiling(config: Config, device: torch.device) -> bool:
@@ -29,18 +29,26 @@ def wants_compiling(config: Config, device: torch.device) -> bool:
     return device.type == "cpu" and sys.platform == "linux" and compiler and updates >= PAYS_FROM
 
 
-class Compiled(Generic[P, R]):
-    """`function` compiled at its first call; where that fails, this warns once and is the plain function from then on.
+Function = TypeVar("Function", bound=Callable[..., Any])
 
-    It draws the same random numbers as the plain one; its values differ in the last bits.
+
+class Compile(Protocol):
+    """Makes a faster function of another."""
+
+    def __call__(self, function: Function, /) -> Function: ...
+
+
+class Compiled(Generic[P, R]):
+    """What `make` builds from compiled parts; where compiling fails, this warns once and is of plain parts from then.
+
+    `make(c)` returns the function that is called; what it wraps by `c(function)` is compiled at its first call. It
+    draws the same random numbers as the plain one; its values differ in the last bits.
     """
 
-    def __init__(self, name: str, function: Callable[P, R]) -> None:
+    def __init__(self, name: str, make: Callable[[Compile], Callable[P, R]]) -> None:
         self._name = name
-        self._plain = function
-        # One compiler process: a pool of them would outlive a run that is stopped. Files go to torch's cache on disk.
-        options: dict[str, str | int | bool | Callable[..., Any]] = {"fallback_random": True, "compile_threads": 1}
-        self._compiled: Callable[P, R] | None = torch.compile(function, dynamic=False, options=options)
+        self._plain = make(lambda function: function)
+        self._compiled: Callable[P, R] | None = make(_compile)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if self._compiled is not None:
@@ -53,3 +61,11 @@ class Compiled(Generic[P, R]):
                 )
                 self._compiled = None
         return self._plain(*args, **kwargs)
+
+
+def _compile(function: Function) -> Function:
+    # One compiler process: a pool of them would outlive a run that is stopped. Files go to torch's cache on disk.
+    options: dict[str, str | int | bool | Callable[..., Any]] = {"fallback_random": True, "compile_threads": 1}
+    # What is cheap is computed again where it is used: to write it to memory and read it back takes longer.
+    options |= {"realize_opcount_threshold": 60, "realize_reads_threshold": 10}
+    return cast("Function", torch.compile(function, dynamic=False, options=options))

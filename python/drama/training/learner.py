@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from drama.agent.ppo import minibatches
 from drama.config import Config
 from drama.interface import Interface, Observations
 from drama.models.heads import TwoHot
-from drama.models.norm import batch_statistics, fresh_statistics
+from drama.models.norm import batch_norms, batch_statistics, fresh_statistics
 from drama.models.observation import Parts
 from drama.models.world_model import Batch, Belief, WorldModel
 from drama.runtime.compiling import Compiled, wants_compiling
@@ -52,6 +53,9 @@ class Learner:
         model_config = config.world_model
         precision = resolve_precision(config.train.precision, device)
         self.world_model = WorldModel(model_config, interface, precision).to(device).eval()
+        if config.train.statistics_frames:  # the encoder's; nothing acts on the decoder's: the last batch's will do
+            for norm in batch_norms(self.world_model.decoder):
+                norm.momentum = 1.0
         self.agent = ActorCritic(
             config.agent,
             self.world_model.features,
@@ -60,15 +64,25 @@ class Learner:
         )
         self.agent.to(device).eval()
         self.imagine: Callable[[Belief], Trajectory] = self._imagined
-        self._descent: Callable[[Batch], Descent] = self._differentiated
-        self._agent_descent: Callable[[Targets], Descent] = self._differentiated_agent
+        self._descent: Callable[[Batch], Descent] = partial(self._differentiated, self.world_model.evaluate)
+        self._agent_descent: Callable[[Targets], Descent] = partial(self._differentiated_agent, self.agent.loss)
+        self._recall = self.world_model.recall
+        self._targets = self.agent.targets
+        self._imagine_step: Step = imagine_step
         if device.type == "cuda" and config.train.cuda_graph:
             self.imagine = recorded_imagination(self.world_model, self.agent, config.train.horizon)
-            self._descent = Recorded("world-model update", self._differentiated, difference)
-            self._agent_descent = Recorded("agent update", self._differentiated_agent, difference)
-        self._imagine_step: Step = imagine_step
-        if wants_compiling(config, device):
-            self._imagine_step = Compiled("imagined step", imagine_step)
+            self._descent = Recorded("world-model update", self._descent, difference)
+            self._agent_descent = Recorded("agent update", self._agent_descent, difference)
+        elif wants_compiling(config, device):
+            model, agent = self.world_model, self.agent
+            if model.sequence.one_piece:
+                self._descent = Compiled(
+                    "world-model update", lambda c: partial(self._differentiated, c(model.evaluate))
+                )
+                self._recall = Compiled("context", lambda c: c(model.recall))
+            self._agent_descent = Compiled("agent update", lambda c: partial(self._differentiated_agent, c(agent.loss)))
+            self._targets = Compiled("agent's targets", lambda c: c(agent.targets))
+            self._imagine_step = Compiled("imagined step", lambda c: c(imagine_step))
         train = config.train
         first = {"world_model": train.start_step, "agent": max(train.start_step, train.agent_start)}
         schedules = {
@@ -99,7 +113,8 @@ class Learner:
     def update_world_model(self, batch: Batch, frames: Parts | None = None) -> dict[str, Tensor]:
         """One step of the world model on real sequences; returns detached scalars, without waiting for the device.
 
-        Batch norm's statistics are then those of the observations `frames`, by part, or else means over past batches.
+        Batch norm's statistics in the encoder are then those of the observations `frames`, by part, or else means over
+        past batches.
         """
         return self._step_world_model(batch, frames)[0]
 
@@ -120,7 +135,7 @@ class Learner:
         row = drawn.div(places, rounding_mode="floor")[:, None]
         times = drawn.remainder(places)[:, None] + torch.arange(train.context, device=self.device)
         with self.world_model.autocast():
-            start = self.world_model.recall(z[row, times], batch.action[row, times], batch.is_first[row, times])
+            start = self._recall(z[row, times], batch.action[row, times], batch.is_first[row, times])
         return self._update_agent(start)
 
     @torch.no_grad()
@@ -150,14 +165,14 @@ class Learner:
         if frames is not None:
             model = self.world_model
             with torch.no_grad(), self.world_model.autocast(), fresh_statistics(model):
-                model.decode(model.sample(model.encode(frames)))
+                model.encode(frames)
         return losses, descent.z
 
-    def _differentiated(self, batch: Batch) -> Descent:
-        """Losses and gradients of the world model."""
+    def _differentiated(self, evaluate: Callable[[Batch], tuple[dict[str, Tensor], Tensor]], batch: Batch) -> Descent:
+        """Losses and gradients of the world model by its `evaluate`."""
         self._optimizers["world_model"].zero_grad()
         with self.world_model.autocast():
-            losses, z = self.world_model.evaluate(batch)
+            losses, z = evaluate(batch)
         losses["loss"].backward()
         losses = {name: value.detach() for name, value in losses.items()}
         return Descent(losses, [p.grad for p in self.world_model.parameters()], z)
@@ -173,7 +188,7 @@ class Learner:
         """One step of actor and critic on trajectories imagined from `start`."""
         with self.world_model.autocast():
             trajectory = self.imagine(start)
-            targets, watched = self.agent.targets(trajectory)
+            targets, watched = self._targets(trajectory)
         losses = self._descend_ppo(targets) if self.config.agent.policy == "ppo" else self._descend(targets)
         self.agent.update_slow_critic()
         self.agent.observe_features(trajectory.features[:, :-1])
@@ -194,12 +209,12 @@ class Learner:
         losses = {key: value.clone() for key, value in descent.losses.items()}
         return losses | {"gradient_norm": self._optimizers[name].step()}
 
-    def _differentiated_agent(self, targets: Targets) -> Descent:
-        """Losses and gradients of actor and critic."""
+    def _differentiated_agent(self, loss: Callable[[Targets], dict[str, Tensor]], targets: Targets) -> Descent:
+        """Losses and gradients of actor and critic by their `loss`."""
         self._optimizers["agent"].zero_grad()
         # An autocast apart from the rollout's: older torch would reuse the weights that it cast there without gradient.
         with self.world_model.autocast():
-            losses = self.agent.loss(targets)
+            losses = loss(targets)
         losses["loss"].backward()
         losses = {name: value.detach() for name, value in losses.items()}
         return Descent(losses, [p.grad for p in self.agent.parameters()])

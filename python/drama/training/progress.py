@@ -58,6 +58,9 @@ class Progress(Callback):
         self._config = trainer.config
         self._began = self._said = time.perf_counter()
         self._step = self._at = trainer.step
+        train = trainer.config.train
+        trained = max(trainer.step, train.start_step, train.agent_start)
+        self._counted_from = trained + train.train_every * train.num_envs  # the first updates may be compiled: minutes
         self._since = self._began
         for note in trainer.notes:
             self._print(f"note: {note}")
@@ -74,8 +77,7 @@ class Progress(Callback):
     def on_step(self, trainer: Trainer) -> None:
         self._step = trainer.step
         now = time.perf_counter()
-        trained = max(self._config.train.start_step, self._config.train.agent_start)
-        if trainer.step <= trained:
+        if trainer.step <= self._counted_from:
             self._at, self._since = trainer.step, now
         elif self._speed is None and now - self._since > 5:
             self._speed = (trainer.step - self._at) / (now - self._since)
@@ -87,7 +89,7 @@ class Progress(Callback):
         recent = {"episode_return": float(np.mean(trainer.recent))} if trainer.recent else {}
         self._values = {**values, **recent}
         now = time.perf_counter()
-        if trainer.step > self._at and now > self._since:
+        if trainer.step > max(self._at, self._counted_from) and now > self._since:
             self._speed = (trainer.step - self._at) / (now - self._since)
             self._at, self._since = trainer.step, now
             self._warn()

@@ -23,6 +23,7 @@ from drama.envs import EnvError
 from drama.files import check_new, check_run, locked, write_atomically
 from drama.interface import Interface
 from drama.replay import ReplayBuffer, Uniform
+from drama.runtime.compiling import wants_compiling
 from drama.runtime.device import resolve_device
 from drama.training import checkpoint
 from drama.training.callbacks import Callback, Callbacks
@@ -84,12 +85,19 @@ class Trainer:
                 state = checkpoint.load_state(folder, self.device)
                 check_state(config, self.interface, state, folder / "state.pt")
             self.learner = Learner(config, self.interface, self.device)
-            player = Player(self.learner.world_model, self.learner.agent, train.num_envs, record=train.cuda_graph)
+            compiling = wants_compiling(config, self.device)
+            networks = self.learner.world_model, self.learner.agent
+            player = Player(*networks, train.num_envs, record=train.cuda_graph, compile=compiling)
             self._collector = Collector(config, envs, self.interface, player)
             self.step = 0
             """Steps of the environments so far, over all of them."""
             self.notes: list[str] = []
             """What a person should know of this run, in a line each."""
+            if compiling:
+                self.notes.append(
+                    "the updates are compiled before the first of them, for minutes if torch has not kept them from"
+                    " another run; --train.compile off goes on without, more slowly"
+                )
             self.recent: deque[float] = deque(maxlen=10)
             """Returns of the last episodes."""
             self._stop = False

@@ -23,6 +23,9 @@ class SequenceModel(nn.Module, ABC):
     `forward` (parallel) and `step` (recurrent) are two evaluations of one function.
     """
 
+    one_piece: bool = True
+    """Whether `forward` is worth compiling: a loop over tokens would be unrolled, for minutes."""
+
     @abstractmethod
     def initial_state(self, batch: int) -> State:
         """The state before the first token, for `batch` independent streams, on the module's device."""
@@ -52,6 +55,7 @@ class ResidualStack(SequenceModel):
         self.mixers = nn.ModuleList(mixers)
         self.norms = nn.ModuleList(RMSNorm(width) for _ in mixers)
         self.final_norm = RMSNorm(width)
+        self.one_piece = all(mixer.one_piece for mixer in mixers)
 
     def initial_state(self, batch: int) -> State:
         return tuple(cast("SequenceModel", mixer).initial_state(batch) for mixer in self.mixers)

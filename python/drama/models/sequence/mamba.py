@@ -44,6 +44,8 @@ class Mamba(SequenceModel):
         ValueError: if a size is not positive.
     """
 
+    one_piece = False  # a loop over the tokens
+
     def __init__(
         self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, dt_rank: int | None = None
     ) -> None:

@@ -80,8 +80,81 @@ def mix(
     Returns:
         `[B, T, inner]` in the dtype of `projected`, and the state after the last token.
     """
+    if torch.compiler.is_compiling():
+        return mix_plainly(projected, weights, segment, window, state, sizes)
     y, final = _Mix.apply(projected, *weights, segment, window, state, sizes)
     return y, final
+
+
+def mix_plainly(
+    projected: Tensor,
+    weights: Weights,
+    segment: Tensor | None,
+    window: Tensor | None,
+    state: Tensor | None,
+    sizes: Sizes,
+) -> tuple[Tensor, Tensor]:
+    """`mix` for a compiler: operators without side effects, which it fuses and differentiates itself.
+
+    All chunks are computed at once, and the state is then carried from one to the next.
+    """
+    with torch.autocast(projected.device.type, enabled=False):
+        batch, length, _ = projected.shape
+        gate, xbc, raw = projected.to(weights.a.dtype).split([sizes.inner, sizes.conv, sizes.heads], dim=-1)
+        if segment is None:
+            segment = torch.zeros(batch, length, dtype=torch.long, device=projected.device)
+        act = F.silu(_convolved(xbc, weights, segment, window))
+        dt = F.softplus(raw + weights.dt_bias)
+
+        times = _time_slices(length, sizes)
+        chunks, size = len(times), times[0].stop
+        missing = chunks * size - length  # tokens of no length: they leave the state as it is
+        act, dt = (F.pad(x, (0, 0, 0, missing)).unflatten(1, (chunks, size)) for x in (act, dt))
+        episode = torch.cat([segment, segment[:, -1:].expand(-1, missing)], dim=1).unflatten(1, (chunks, size))
+        last = episode[..., -1]
+        before = torch.cat([torch.zeros_like(last[:, :1]), last[:, :-1]], dim=1)  # of the token before each chunk
+
+        maps = sizes.groups * sizes.state
+        u, b, c = act.split([sizes.inner, maps, maps], dim=-1)
+        u = u.unflatten(-1, (sizes.groups, -1, sizes.headdim)).permute(0, 1, 3, 4, 2, 5)  # [B, C, G, E, Q, P]
+        b, c = (x.unflatten(-1, (sizes.groups, -1)).transpose(2, 3) for x in (b, c))  # [B, C, G, Q, N]
+        dt = dt.unflatten(-1, (sizes.groups, -1)).permute(0, 1, 3, 4, 2)  # [B, C, G, E, Q]
+        total = (dt * weights.a.view(sizes.groups, -1, 1)).cumsum(-1)
+
+        reach = torch.ones(size, size, dtype=torch.bool, device=projected.device).tril()
+        reach = reach & (episode[..., :, None] == episode[..., None, :])
+        decay = torch.exp((total[..., :, None] - total[..., None, :]).masked_fill(~reach[:, :, None, None], -torch.inf))
+        matrix = decay * (c @ b.mT)[:, :, :, None] * dt[..., None, :]
+        y = matrix @ u + u * weights.d.view(sizes.groups, -1, 1, 1)
+
+        ends = episode == last[..., None]
+        share = torch.exp(total[..., -1:] - total) * dt * ends[:, :, None, None]
+        own = (u * share[..., None]).mT @ b[:, :, :, None]  # [B, C, G, E, P, N], what each chunk adds to the state
+        through = torch.exp(total[..., -1]) * (last == before)[:, :, None, None]
+        h = torch.zeros_like(own[:, 0]) if state is None else state.unflatten(1, (sizes.groups, -1))
+        entering = []
+        for k in range(chunks):
+            entering.append(h)
+            h = torch.addcmul(own[:, k], through[:, k, ..., None, None], h)
+        if chunks > 1 or state is not None:
+            from_start = torch.exp(total) * (episode == before[..., None])[:, :, None, None]
+            y = y + from_start[..., None] * (c[:, :, :, None] @ torch.stack(entering, dim=1).mT)
+        tokens = y.permute(0, 1, 4, 2, 3, 5).reshape(batch, chunks * size, sizes.inner)[:, :length]
+        parts = (tokens * F.silu(gate)).unflatten(-1, (sizes.groups, -1))
+        normed = parts * torch.rsqrt(parts.square().mean(-1, keepdim=True) + EPS)
+        return (normed.flatten(2) * weights.norm).to(projected.dtype), h.flatten(1, 2)
+
+
+def _convolved(xbc: Tensor, weights: Weights, segment: Tensor, window: Tensor | None) -> Tensor:
+    """The convolution of `xbc[B, T, conv]` within each episode."""
+    past, length = weights.conv.shape[0] - 1, xbc.shape[1]
+    head = xbc.new_zeros(xbc.shape[0], past, xbc.shape[2]) if window is None else window.to(xbc.dtype)
+    padded, segments = torch.cat([head, xbc], dim=1), F.pad(segment, (past, 0))
+    out = weights.conv_bias + xbc * weights.conv[past]
+    for tap in range(past):
+        same = (segments[:, tap : tap + length] == segment)[..., None]
+        out = out + padded[:, tap : tap + length] * same * weights.conv[tap]
+    return out
 
 
 class _Tile(NamedTuple):
@@ -211,7 +284,7 @@ def advance(
     if torch.compiler.is_compiling():  # it makes one pass of this
         b_heads, c_heads = (part.repeat_interleave(heads // groups, 1)[:, :, None] for part in (b, c))
         new = ssm * decay[..., None, None] + inputs[..., None] * b_heads
-        return (new * c_heads).sum(-1), new
+        return (new * c_heads).sum(-1), new if out is None else out.copy_(new)
     if torch.is_grad_enabled():
         b_heads = b.repeat_interleave(heads // groups, 1)[:, :, None]
         new = torch.addcmul(ssm * decay[..., None, None], inputs[..., None], b_heads)
