@@ -433,6 +433,8 @@ class Config(_Plain):
             "log.checkpoint_minutes": self.log.checkpoint_minutes,
         }
         checks |= {f"{name}: {value} must not be negative": value >= 0 for name, value in not_negative.items()}
+        rates = ("world_model_lr", "agent_lr", "world_model_clip", "agent_clip")
+        checks |= {f"train.{name}: {getattr(t, name)} must be above 0": getattr(t, name) > 0 for name in rates}
         for name in ("num_envs", "train_every", "batch_size", "batch_length", "imagination_batch", "horizon"):
             checks[f"train.{name}: {getattr(t, name)} must be at least 1"] = getattr(t, name) >= 1
         sizes = {

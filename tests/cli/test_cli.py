@@ -79,6 +79,13 @@ DEBUG = ("--preset", "debug", "--device", "cpu")
         ),
         (["train", "Pong", *DEBUG, "--train.cuda-graph", "no"], ["--train.cuda-graph: takes no value, got 'no'"]),
         (["train", "Pong", *DEBUG, "--env.kwargs", "[1]"], ["--env.kwargs: '[1]' is no JSON object"]),
+        (["train", "Pong", *DEBUG, "--env.no-check=1"], ["--env.no-check: takes no value, got '1'"]),
+        (
+            ["train", "Pong", *DEBUG, "--agent.lambda", "1"],
+            ["--agent.lambda: there is no such option (did you mean --ag"],
+        ),
+        (["train", "Pong", *DEBUG, "--agent.lambda_", "x"], ["--agent.lambda_: got 'x', expected a number"]),
+        (["train", "Pong", *DEBUG, "--train.agent_lr", "-1"], ["train.agent_lr: -1.0 must be above 0"]),
         (["train", "Pong", *DEBUG, "-s", "3"], ["-s: there is no such option"]),
         (["train", "Pong", "Boxing", *DEBUG], ["'Boxing': one word too many"]),
         (

@@ -22,9 +22,12 @@ def mistake(cls: Any, args: Sequence[str], said: str) -> str:
     flags = [re.sub(r"([^.]+)$", r"no-\1", name) for name, hint in hints.items() if hint is bool]
     known = [f"--{name}" for name in (*hints, *flags)]
     for word in args:
-        name = word.partition("=")[0].replace("_", "-")
-        if re.match(r"-+[a-zA-Z]", word) and name not in known:
-            return f"{word.partition('=')[0]}: there is no such option{did_you_mean(name, known[: len(hints)])}"
+        name, equals, value = word.partition("=")
+        spelt = re.sub(r"_(?=.)", "-", name)
+        if re.match(r"-+[a-zA-Z]", word) and spelt not in known:
+            return f"{name}: there is no such option{did_you_mean(spelt, known[: len(hints)])}"
+        if equals and spelt in known and (spelt[2:] in flags or hints[spelt[2:]] is bool):
+            return f"{name}: takes no value, got {value!r}"
     text = " ".join(re.sub(r"[│╭╮╰╯─]|-{4,}", " ", line) for line in said.splitlines()[1:])
     text = " ".join(text.split()).split(" For full helptext")[0].split(" Argument helptext")[0]
     if found := re.search(r"Missing value for argument '(--[^']+)'", text):
@@ -52,7 +55,7 @@ def options(cls: Any, prefix: str = "") -> dict[str, Any]:
     """The type of each option of a dataclass, by its name on the command line."""
     found: dict[str, Any] = {}
     for name, hint in get_type_hints(cls).items():
-        option = f"{prefix}{name.rstrip('_').replace('_', '-')}"
+        option = prefix + re.sub(r"_(?=.)", "-", name)  # as in agent.lambda_
         found |= options(hint, f"{option}.") if dataclasses.is_dataclass(hint) else {option: hint}
     return found
 
@@ -100,7 +103,7 @@ def _given(args: Sequence[str], option: str) -> str:
     given = ""
     for at, word in enumerate(args):
         name, equals, value = word.partition("=")
-        if name.replace("_", "-") == option:
+        if re.sub(r"_(?=.)", "-", name) == option:
             following = itertools.takewhile(lambda next_: not re.match(r"--[a-zA-Z]", next_), args[at + 1 :])
             given = value if equals else " ".join(following)
     return given
