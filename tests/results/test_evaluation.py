@@ -85,7 +85,7 @@ HOSTILE: list[dict[str, Any]] = [
     {"world_model.sequence.width": 10**9},
     {"world_model.sequence.width": 10**6},
     {"world_model.bins": 10**12 + 1},
-    {"agent.critic_units": 10**7},
+    {"agent.critic_units": 10**11},
     {"world_model.sequence.layers": 10**9},
     {"agent.layers": 10**9},
     {"world_model.sequence.chunk": 10**12},
