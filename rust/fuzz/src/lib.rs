@@ -141,13 +141,15 @@ fn edited(sound: &[u8], script: &[u8]) -> Vec<u8> {
 /// Two bytes an edit: which number of the manifest, or which value of any kind if `any`, and what takes its place.
 fn replaced(sound: &[u8], script: &[u8], any: bool) -> Vec<u8> {
     fn values(value: &mut Value, any: bool) -> Vec<&mut Value> {
+        let whole = match &*value {
+            Value::Array(inside) => inside.is_empty() && any,
+            Value::Object(_) => false,
+            value => any || value.is_number(),
+        };
         match value {
-            Value::Number(_) => vec![value],
-            Value::Array(inside) if !inside.is_empty() => {
-                inside.iter_mut().flat_map(|each| values(each, any)).collect()
-            }
+            _ if whole => vec![value],
+            Value::Array(inside) => inside.iter_mut().flat_map(|each| values(each, any)).collect(),
             Value::Object(inside) => inside.values_mut().flat_map(|each| values(each, any)).collect(),
-            _ if any => vec![value],
             _ => Vec::new(),
         }
     }
