@@ -15,11 +15,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
-from vector_envs import Calm, Counter
+from vector_envs import COUNT, HUGE, KILL, RAISE, Calm, Counter, Mute, Unclosable
 
 from drama.envs import EnvError, make_atari, make_vector
-
-COUNT, RAISE, KILL, _, HUGE = range(5)
 
 
 class Noted(Calm):
@@ -72,11 +70,6 @@ def test_each_environment_is_made_once(tmp_path: Path, number: int, workers: Any
         env.reset()
     found = noted(tmp_path / "notes")
     assert len(found["made"]) == len(found["closed"]) == made
-
-
-class Unclosable(Counter):
-    def close(self) -> None:
-        raise OSError("stuck")
 
 
 def test_workers_tell_of_environments_that_cannot_be_closed() -> None:
@@ -173,19 +166,3 @@ def test_a_worker_that_dies_with_its_mail_is_replaced() -> None:
         assert truncated.tolist() == infos["worker_restarted"].tolist() == [True, False]
         env.reset()
         assert env.step(["x" * 2_000_000, ""])[1].tolist() == [2_000_000, 0]
-
-
-class Mute(gymnasium.Env[Any, Any]):
-    """Takes text, which has no place in shared memory, pays its length, and may die of it."""
-
-    observation_space = spaces.Discrete(2)
-    action_space = spaces.Text(4_000_000)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
-        super().reset(seed=seed, options=options)
-        return 0, {}
-
-    def step(self, action: str) -> tuple[int, float, bool, bool, dict[str, Any]]:
-        if action.startswith("die"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return 1, float(len(action)), False, False, {}

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 
 from drama.config import EnvConfig, did_you_mean
 from drama.envs.adapt import Adapted, read_interface
-from drama.envs.arguments import count
+from drama.envs.arguments import VECTOR_OPTIONS, count
 from drama.envs.atari import MISSING, AtariEnv, atari_games
 from drama.envs.frames import FrameEnv
 from drama.envs.group import EnvError
@@ -294,10 +294,11 @@ _make_one.metadata = FrameEnv.metadata  # type: ignore[attr-defined]
 
 
 def _configured(config: EnvConfig | None, options: dict[str, Any]) -> EnvConfig:
-    fields = [field.name for field in dataclasses.fields(EnvConfig)]
+    fields, ours = [field.name for field in dataclasses.fields(EnvConfig)], list(AtariOptions.__annotations__)
     for name in options:
         if name not in fields:
-            raise ValueError(f"option: {name!r} is unknown{did_you_mean(name, fields)}; there are {', '.join(fields)}")
+            hint = did_you_mean(name, [*ours, *VECTOR_OPTIONS])
+            raise ValueError(f"option: {name!r} is unknown{hint}; there are {', '.join(ours)}")
     if config is not None and not isinstance(config, EnvConfig):
         raise TypeError(f"config: got {type(config).__name__}, expected an EnvConfig")
     config = dataclasses.replace(config or EnvConfig(), **options)
