@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -129,6 +131,35 @@ def test_who_was_idle_at_a_restart_is_cut_off_once(mode: AutoresetMode) -> None:
             observations, _, _, truncated, infos = env.recv()
             assert (observations.tolist(), truncated.tolist()) == ([count], [cut])
             assert ("worker_restarted" in infos) == cut
+
+
+CLOSED = """
+import os, sys
+sys.path.insert(0, {tests!r})
+import numpy as np
+from drama.envs import make_vector
+from vector_envs import Counter
+for stream in {streams}:
+    os.close(stream)
+env = make_vector([Counter] * 4, num_workers=2)
+env.reset()
+for stream in {streams}:  # what prints to it does not reach the vector's memory
+    try:
+        os.write(stream, bytes(range(256)) * 64)
+    except OSError:
+        pass
+for _ in range(20):
+    observations = env.step(np.zeros(4, int))[0]
+env.close()
+sys.exit(0 if observations.tolist() == [20] * 4 else 5)
+"""
+
+
+@pytest.mark.parametrize("streams", [[0], [1], [2], [0, 1, 2]])
+def test_standard_streams_may_be_closed(streams: list[int]) -> None:
+    code = CLOSED.format(tests=str(Path(__file__).parent), streams=streams)
+    done = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, timeout=60, check=False)
+    assert done.returncode == 0
 
 
 class Interrupted(Counter):
