@@ -8,7 +8,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import cloudpickle
 import gymnasium
@@ -445,6 +445,10 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     def np_random_seed(self) -> tuple[int | None, ...]:  # type: ignore[override]
         """The seed of each environment."""
         return self.get_attr("np_random_seed")
+
+    def __reduce__(self) -> NoReturn:
+        what = "a vector cannot be pickled or copied, as its environments are in processes and memory of their own"
+        raise TypeError(f"{what}: make another and give it the state, other.set_state(this.get_state())")
 
     def _everywhere(self, method: str, part: Callable[[range], tuple[Any, ...]], again: bool = False) -> list[Any]:
         """Call a method of each worker's `EnvGroup` with the arguments that `part` gives for its environments. With
