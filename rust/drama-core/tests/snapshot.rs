@@ -412,7 +412,9 @@ fn booleans_of_every_kind_are_true_or_false() {
         _ => bytes.len() - 1,
     };
     for which in 0..3 {
-        sound.iter().for_each(|(name, bytes)| fs::write(directory.0.join(name), bytes).unwrap());
+        for (name, bytes) in &sound {
+            fs::write(directory.0.join(name), bytes).unwrap();
+        }
         sign_chunk(&directory, |bytes| {
             let at = place(bytes, which);
             assert_eq!(bytes[at], 1);
