@@ -51,16 +51,31 @@ def test_buffers_that_make_no_sense(change: dict[str, Any], message: str) -> Non
         make(**change)
 
 
-@pytest.mark.parametrize("given", ["masked", "masked list", "masked constant"])
+class Inside:
+    """What NumPy asks for its array."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return self.array
+
+
+@pytest.mark.parametrize("given", ["masked", "masked list", "masked constant", "masked inside"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
 def test_masked_values_are_no_values(given: str, dtype: Any) -> None:
     values = np.ma.masked_array(np.arange(4).reshape(2, 2), [[True, False], [False, False]], dtype)
-    obs: Any = {"masked": values, "masked list": list(values), "masked constant": [list(row) for row in values]}[given]
+    obs: Any = {
+        "masked": values,
+        "masked list": list(values),
+        "masked constant": [list(row) for row in values],
+        "masked inside": Inside(values),
+    }[given]
     buffer = make(1)
     block: dict[str, Any] = {name: np.asarray(value)[None] for name, value in ROW.items()}
     calls: list[Callable[[], object]] = [
         lambda: buffer.add(**{**ROW, "obs": obs}),
-        lambda: buffer.add_block(**{**block, "obs": [obs]}),
+        lambda: buffer.add_block(**{**block, "obs": [values]}),
         lambda: buffer.set_final(envs=[0, 1], obs=obs),
     ]
     for call in calls:
@@ -70,6 +85,19 @@ def test_masked_values_are_no_values(given: str, dtype: Any) -> None:
     # Nothing of it is masked, so nothing is lost.
     buffer.add(**{**ROW, "obs": np.ma.masked_array(np.full((2, 2), 7), np.zeros((2, 2), bool), dtype)})
     assert buffer.rows(1)["obs"].tolist() == [[0, 0], [7, 7]]
+
+
+def test_lists_without_an_end_are_refused() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    deep: list[Any] = [0.0]
+    for _ in range(5000):
+        deep = [deep]
+    for obs in (endless, deep):
+        with pytest.raises(
+            ValueError, match='field "obs": got type list, (which NumPy makes no array|expected numbers)'
+        ):
+            make().add(**{**ROW, "obs": obs})
 
 
 def test_masked_indices_and_memory() -> None:

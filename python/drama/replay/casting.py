@@ -19,18 +19,23 @@ def as_array(what: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
     Raises:
         ValueError: NumPy makes no array of it, or it has masked values, which a plain array would show as any others.
     """
+    masked = f"{what}: got masked values, expected none: `filled` of numpy.ma puts others in their place"
     if _has_masked(value):
-        raise ValueError(f"{what}: got masked values, expected none: `filled` of numpy.ma puts others in their place")
+        raise ValueError(masked)
     try:
-        return np.asarray(value)
+        array = np.asanyarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{what}: got type {type(value).__name__}, which NumPy makes no array of: {error}") from None
+    if np.ma.is_masked(array):  # of something that is no array itself
+        raise ValueError(masked)
+    return np.asarray(array)
 
 
-def _has_masked(value: Any) -> bool:
-    if isinstance(value, np.ma.MaskedArray):
-        return np.ma.is_masked(value)
-    return isinstance(value, list | tuple) and any(map(_has_masked, value))
+def _has_masked(value: Any, depth: int = 64) -> bool:
+    """Whether there is a masked value in an array or in lists, as deep as NumPy makes an array of."""
+    if isinstance(value, list | tuple):
+        return depth > 0 and any(_has_masked(each, depth - 1) for each in value)
+    return isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value)
 
 
 def as_indices(name: str, value: npt.ArrayLike, axis: str = "B") -> npt.NDArray[np.int64]:
