@@ -95,7 +95,7 @@ def test_lists_without_an_end_are_refused() -> None:
         deep = [deep]
     for obs in (endless, deep):
         with pytest.raises(
-            ValueError, match='field "obs": got type list, (which NumPy makes no array|expected numbers)'
+            ValueError, match=r'field "obs": got type list, (which NumPy makes no array|expected numbers)'
         ):
             make().add(**{**ROW, "obs": obs})
 
