@@ -622,6 +622,71 @@ def test_bad_observations_and_resets(workers: int) -> None:
             env.step(np.zeros(2, int))
 
 
+class Says(gymnasium.Env[Any, Any]):
+    """Gives what it is told to."""
+
+    observation_space = spaces.Box(0, 9, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, reset: Any, step: Any) -> None:
+        self.gives = reset, step
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed, options=options)
+        return self.gives[0]
+
+    def step(self, _: np.int64) -> Any:
+        return self.gives[1]
+
+
+OBS = np.zeros(1, np.float32)
+
+
+@pytest.mark.parametrize("workers", [0, slowly(2)])
+@pytest.mark.parametrize(
+    ("reset", "step", "message"),
+    [
+        (OBS, None, r"reset: got array\(\[0\.\], dtype=float32\), expected observation and info"),
+        ((OBS, {}, 3), None, "reset: got 3 values, expected observation and info"),
+        ((OBS, [1]), None, r"info: got \[1\], expected a dict"),
+        ((OBS, {}), None, "step: got None, expected observation, reward, terminated, truncated and info"),
+        ((OBS, {}), (OBS, None, False, False, {}), "reward: got None, expected a number"),
+        ((OBS, {}), (OBS, np.ones(2), False, False, {}), r"reward: got array\(\[1\., 1\.\]\), expected a number"),
+        ((OBS, {}), (OBS, 1, np.ones(2, bool), False, {}), "terminated: got array.*, expected a boolean"),
+        ((OBS, {}), (OBS, 1, False, np.ones(2, bool), {}), "truncated: got array.*, expected a boolean"),
+        ((OBS, {}), (OBS, 1, False, False, [1]), r"info: got \[1\], expected a dict"),
+        ((OBS, {}), (np.ma.masked_array(OBS, [True]), 1, False, False, {}), "observation: got masked values, expected"),
+    ],
+)
+def test_what_an_environment_gives_is_named(workers: int, reset: Any, step: Any, message: str) -> None:
+    env = make_vector([functools.partial(Says, reset, step)] * 2, num_workers=workers)
+
+    def begin() -> None:
+        env.reset()
+        env.step(np.zeros(2, int))
+
+    with closing(env), pytest.raises(EnvError, match=f"(?s)environment 0 raised.*{message}"):
+        begin()
+
+
+def test_lists_are_as_good_as_tuples() -> None:
+    """As they are to gymnasium's vectors; and an info of the vector's own name does not hide which ones answered."""
+    makers = [functools.partial(Says, [OBS, {}], [[3.0], 1, 0, 0, {"env_id": 7}])] * 4
+    with closing(make_vector(makers, num_workers=0, batch_size=2)) as env:
+        env.reset()
+        env.send(np.zeros(4, int))
+        observations, rewards, *_, infos = env.recv()
+        assert (observations.tolist(), rewards.tolist()) == ([[3.0]] * 2, [1.0] * 2)
+        assert {name: value.tolist() for name, value in infos.items()} == {"env_id": [0, 1]}
+
+
+def test_spaces_are_spaces() -> None:
+    for name in ("observation_space", "action_space"):
+        made = type("Bare", (Says,), {name: None})
+        with pytest.raises(EnvError, match=f"(?s)environment 0.*{name}: got None, expected a space of Gymnasium's"):
+            make_vector([functools.partial(made, (OBS, {}), None)] * 2, num_workers=0)
+
+
 class Liar(gymnasium.Env[Any, Any]):
     """Does not keep to its spaces, nor to the form of a step."""
 

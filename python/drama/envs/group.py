@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drama._native import EnvShare, VectorBoard
-from drama.envs.arguments import NotMade
+from drama.envs.arguments import NotMade, plain_array
 from drama.envs.layout import Description, Layout, describe_env, flatten, leaves, unflatten
 
 Payload = Any
@@ -114,7 +114,7 @@ class _Codec:
             if array is None:
                 objects.append(part)
                 continue
-            part = np.asarray(part)
+            part = plain_array(f"observation{path}", part)
             if part.shape != array.shape[1:]:
                 raise ValueError(f"observation{path}: got shape {part.shape}, expected {array.shape[1:]}")
             np.copyto(array[index, ...], part, casting="same_kind")

@@ -323,6 +323,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._sent = busy > self.batch_size
         result = self._collect(ids)
         result[4]["env_id"] = np.array(ids)
+        result[4].pop("_env_id", None)  # of an environment's own
         self._ids = ids
         return result
 
