@@ -19,6 +19,8 @@ def as_array(what: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
     Raises:
         ValueError: NumPy makes no array of it, or it has masked values, which a plain array would show as any others.
     """
+    if type(value) is np.ndarray:
+        return value
     masked = f"{what}: got masked values, expected none: `filled` of numpy.ma puts others in their place"
     if _has_masked(value):
         raise ValueError(masked)
