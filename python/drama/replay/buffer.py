@@ -280,7 +280,8 @@ class ReplayBuffer:
         options: dict[str, Any] = {}
         if stack is not None:
             options["stack"] = stack
-        if (names := _next_names(next_fields)) != ["obs"]:
+        given = type(next_fields) is not tuple or next_fields != ("obs",)  # a look costs a part of a small draw
+        if given and (names := _next_names(next_fields)) != ["obs"]:
             options["next_fields"] = names
         if sampler is None:
             sampler = Uniform()

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from drama.replay.buffer import ReplayBuffer
 
 _FLOAT64 = np.dtype(np.float64)
+# Made once, as making them costs a good part of a small draw.
+_UNIFORM, _DISTINCT = _native.Sampler.uniform(True), _native.Sampler.uniform(False)
+_RECENT = _native.Sampler.recent()
 
 Array: TypeAlias = npt.NDArray[Any]
 Batch: TypeAlias = dict[str, Array]
@@ -147,7 +150,7 @@ class Uniform(NativeSampler):
     @property
     def native_sampler(self) -> _native.Sampler:
         """The sampler as the native half draws with it."""
-        return _native.Sampler.uniform(bool(self.replacement))
+        return _UNIFORM if self.replacement else _DISTINCT
 
     def __repr__(self) -> str:
         return f"Uniform(replacement={self.replacement})"
@@ -159,7 +162,7 @@ class MostRecent(NativeSampler):
     @property
     def native_sampler(self) -> _native.Sampler:
         """The sampler as the native half draws with it."""
-        return _native.Sampler.recent()
+        return _RECENT
 
     def __repr__(self) -> str:
         return "MostRecent()"
@@ -185,6 +188,7 @@ class Prioritized(NativeSampler):
         self.beta = beta
         self.replacement = checked_flag("replacement", replacement)
         self.native = _native.Prioritized(alpha)
+        self._drawn_with: tuple[tuple[bool, float], _native.Sampler] | None = None
 
     @property
     def alpha(self) -> float:
@@ -194,7 +198,10 @@ class Prioritized(NativeSampler):
     @property
     def native_sampler(self) -> _native.Sampler:
         """The sampler as the native half draws with it."""
-        return _native.Sampler.prioritized(self.native, bool(self.replacement), self.beta)
+        options = (bool(self.replacement), self.beta)
+        if self._drawn_with is None or self._drawn_with[0] != options:
+            self._drawn_with = (options, _native.Sampler.prioritized(self.native, *options))
+        return self._drawn_with[1]
 
     def update_priorities(self, indices: npt.ArrayLike, priorities: npt.ArrayLike) -> None:
         """Set the priorities, `[B]`, of the rows `indices`, `[B]`, as a batch names them.
