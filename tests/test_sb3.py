@@ -198,6 +198,31 @@ def test_bad_steps_are_refused() -> None:
     assert ours.size() == 3
 
 
+def test_masked_values_are_refused() -> None:
+    buffer = DramaReplayBuffer(10, BOX, ACTIONS["box"], n_envs=1)
+    step: dict[str, Any] = {
+        "obs": np.zeros((1, 3), np.float32),
+        "next_obs": np.zeros((1, 3), np.float32),
+        "action": np.zeros((1, 2)),
+        "reward": np.zeros(1),
+        "done": np.zeros(1),
+    }
+    for name, value in step.items():
+        with pytest.raises(ValueError, match=r"got masked values, expected none"):
+            buffer.add(**{**step, name: np.ma.masked_array(value, np.ones_like(value, bool))}, infos=[{}])
+    assert buffer.size() == 0
+    buffer.add(**step, infos=[{}])
+
+
+def test_a_buffer_shows_what_it_holds() -> None:
+    buffer = DramaReplayBuffer(10, OBSERVATIONS["dict"], ACTIONS["choice"], n_envs=2, n_steps=3)
+    feed([buffer], 3)
+    assert repr(buffer).startswith(
+        "DramaReplayBuffer(buffer_size=5, size=3, n_steps=3, buffer=ReplayBuffer(capacity=10"
+    )
+    assert "obs/reward: float32[3]" in repr(buffer)
+
+
 def test_learn_twice_does_not_join_episodes(tmp_path: Path) -> None:
     """The episode that `learn` left is broken off; each transition is as Stable-Baselines3's buffer has it."""
     found = []

@@ -11,6 +11,7 @@ __all__ = [
     "EnvShare",
     "Prioritized",
     "Replay",
+    "Sampler",
     "VectorBoard",
     "__version__",
     "cores",
@@ -19,7 +20,6 @@ __all__ = [
 __version__: str
 
 _AtariState: TypeAlias = tuple[bytes, bytes, tuple[list[int], int, int] | None, int]
-_Source: TypeAlias = str | tuple[DynamicFrequency, str] | tuple[Prioritized, bool, float]
 
 def cores() -> int: ...
 
@@ -40,7 +40,7 @@ class Replay:
         self,
         batch_size: int,
         length: int,
-        sampler: _Source,
+        sampler: Sampler,
         within_episode: bool = False,
         stack: dict[str, int] | None = None,
         out: dict[str, npt.NDArray[Any]] | None = None,
@@ -50,7 +50,7 @@ class Replay:
         batch_size: int,
         n_step: int,
         discount: float,
-        sampler: _Source,
+        sampler: Sampler,
         next_fields: Sequence[str],
         stack: dict[str, int] | None = None,
         out: dict[str, npt.NDArray[Any]] | None = None,
@@ -111,6 +111,19 @@ class Prioritized:
     def priorities(self, replay: Replay) -> npt.NDArray[np.float64]: ...
     def state(self) -> tuple[npt.NDArray[np.float64], float, npt.NDArray[np.uint64]]: ...
     def set_state(self, values: npt.NDArray[np.float64], largest: float, seen: npt.NDArray[np.uint64]) -> None: ...
+
+@final
+class Sampler:
+    @staticmethod
+    def uniform(replacement: bool) -> Sampler: ...
+    @staticmethod
+    def recent() -> Sampler: ...
+    @staticmethod
+    def prioritized(sampler: Prioritized, replacement: bool, beta: float) -> Sampler: ...
+    @staticmethod
+    def world_model(sampler: DynamicFrequency) -> Sampler: ...
+    @staticmethod
+    def imagination(sampler: DynamicFrequency) -> Sampler: ...
 
 @final
 class AtariStepper:

@@ -18,7 +18,7 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples, Repla
 from stable_baselines3.common.vec_env import VecNormalize
 
 import drama.replay
-from drama.replay.casting import as_column
+from drama.replay.casting import as_array, as_column
 
 Array = npt.NDArray[Any]
 Observations = Array | dict[str, Array]
@@ -117,7 +117,7 @@ class DramaReplayBuffer(ReplayBuffer):
         before, after = self._parts(obs), self._parts(next_obs)
         limited = [self.handle_timeout_termination and info.get("TimeLimit.truncated", False) for info in infos]
         truncated = np.array(limited, bool)
-        terminated = np.asarray(done).astype(bool) & ~truncated
+        terminated = as_column("done", bool, 0, [self.n_envs], done) & ~truncated
         broken = np.zeros(self.n_envs, bool)
         for name, last in self._next.items():
             now = before[name]
@@ -127,7 +127,7 @@ class DramaReplayBuffer(ReplayBuffer):
         self._tell(broken)
         self.buffer.add(
             **before,
-            action=np.asarray(action).reshape(self.n_envs, self.action_dim),
+            action=as_array("action", action).reshape(self.n_envs, self.action_dim),
             reward=reward,
             terminated=terminated,
             truncated=truncated,
@@ -147,7 +147,7 @@ class DramaReplayBuffer(ReplayBuffer):
             shape, dtype = self.buffer.fields[name]
             given: Any = obs if key is None else obs[key]
             lead = [self.n_envs]
-            part = as_column(name, dtype, len(shape), lead, np.asarray(given).reshape(*lead, *shape))
+            part = as_column(name, dtype, len(shape), lead, as_array(name, given).reshape(*lead, *shape))
             parts[name] = part.copy()
         return parts
 
@@ -258,6 +258,10 @@ class DramaReplayBuffer(ReplayBuffer):
             array[(self.pos - len(rows) + np.arange(len(rows))) % self.buffer_size, env] = rows
         array.flags.writeable = False
         return array
+
+    def __repr__(self) -> str:
+        steps = f", n_steps={self.n_steps}" if self.n_steps > 1 else ""
+        return f"DramaReplayBuffer(buffer_size={self.buffer_size}, size={self.size()}{steps}, buffer={self.buffer!r})"
 
     def reset(self) -> None:
         """Forget all transitions."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +171,27 @@ def test_rewards_are_clipped_to_their_sign() -> None:
     pairs = [(full.step(step % 9)[1], clipped.step(step % 9)[1]) for step in range(150)]
     assert max(reward for reward, _ in pairs) > 1
     assert all(type(sign) is float and sign == np.sign(reward) for reward, sign in pairs)
+
+
+@pytest.mark.parametrize("how", ["pickle", "copy", "deepcopy"])
+@pytest.mark.parametrize("steps", [0, 20])
+def test_a_copy_goes_on_by_itself(how: str, steps: int) -> None:
+    env = AtariEnv("Breakout", EnvConfig(repeat_action_probability=0.25, frame_stack=2), "rgb_array")
+    env.reset(seed=3)
+    for step in range(steps):
+        env.step(step % 4)
+    copies: dict[str, Callable[[AtariEnv], AtariEnv]] = {
+        "pickle": lambda one: pickle.loads(pickle.dumps(one)),
+        "copy": copy.copy,
+        "deepcopy": copy.deepcopy,
+    }
+    other = copies[how](env)
+    assert (other.render_mode, other.observation_space) == (env.render_mode, env.observation_space)
+    expected = [env.step(step % 4) for step in range(30)] + [env.reset()]
+    got = [other.step(step % 4) for step in range(30)] + [other.reset()]
+    for one, two in zip(expected, got, strict=True):
+        np.testing.assert_array_equal(one[0], two[0])
+        assert one[1:] == two[1:]
 
 
 def test_steps_into_memory_of_others() -> None:

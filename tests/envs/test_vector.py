@@ -391,3 +391,12 @@ games = make_atari("Pong", 2, num_workers=2)
 games.reset()
 games.close()
 """
+
+
+@pytest.mark.parametrize("how", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_vector_is_not_copied_and_says_what_is(how: Callable[[Any], object]) -> None:
+    with (
+        closing(make_vector([Counter] * 2, num_workers=0)) as env,
+        pytest.raises(TypeError, match=r"make another and give it the state, other\.set_state\(this\.get_state\(\)\)"),
+    ):
+        how(env)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,20 +14,33 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
-from vector_envs import Counter, Nested, Painter, Slow
+from vector_envs import (
+    COUNT,
+    HANG,
+    HUGE,
+    KILL,
+    RAISE,
+    UNSENDABLE,
+    Calm,
+    Counter,
+    Mute,
+    Nested,
+    Painter,
+    Slow,
+    Unclosable,
+)
 
 from drama.envs import EnvError, VectorEnv, WorkerDied, make_vector
 from drama.envs.processes import encode_make
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-COUNT, RAISE, KILL, HANG, HUGE, END, UNSENDABLE = range(7)
 
 
 def slowly(value: Any) -> Any:
@@ -417,6 +431,15 @@ def test_bad_arguments() -> None:
         make_vector([])
     with pytest.raises(TypeError, match=r"env_fns\[1\]: got Counter, expected a function"):
         make_vector([Counter, Counter()])  # type: ignore[list-item]
+    vector = make_vector([Counter], num_workers=0)
+    for given, got in ((Counter(), r"an environment \(Counter\)"), (vector, r"an environment \(VectorEnv\)")):
+        with pytest.raises(TypeError, match=f"env_fns: got {got}, expected what makes one: its id, or a function"):
+            make_vector(given, 2)  # type: ignore[arg-type]
+    vector.close()
+    others: tuple[Any, ...] = (None, 3, b"CartPole-v1", {"CartPole-v1": 2}, gymnasium.spec("CartPole-v1"))
+    for other in others:
+        with pytest.raises(TypeError, match=f"env_fns: got {type(other).__name__}, expected functions that make one"):
+            make_vector(other, 2)
     for workers in (None, 2):
         with pytest.raises(ValueError, match=r"env_fns\[1\]: cannot be pickled.*lock"):
             make_vector([Counter, unpicklable], num_workers=workers)
@@ -436,9 +459,78 @@ def test_bad_arguments() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             make_vector([Counter] * 2, **arguments)
-    for name, value in (("num_workers", "many"), ("batch_size", 1.5)):
-        with pytest.raises(TypeError, match=f"{name}: got {value!r}, expected an integer"):
-            make_vector([Counter] * 2, **{name: value})  # type: ignore[arg-type]
+    for name, value, expected in (
+        ("num_workers", "many", "an integer of at least 0"),
+        ("num_workers", np.array([1, 2]), "an integer of at least 0"),
+        ("num_workers", True, "an integer of at least 0"),
+        ("batch_size", 1.5, "an integer from 1 to 2"),
+        ("timeout", "3", "seconds above 0 or None"),
+        ("timeout", [3], "seconds above 0 or None"),
+        ("timeout", True, "seconds above 0 or None"),
+        ("copy", "no", "True or False"),
+        ("copy", None, "True or False"),
+        ("on_worker_death", np.array(["raise", "restart"]), "'raise' or 'restart'"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=re.escape(f"{name}: got {value!r}, expected {expected}")):
+            make_vector([Counter] * 2, **{name: cast(Any, value)})
+    with closing(make_vector([Counter] * 2, timeout=np.float32(60), copy=np.True_)) as env:  # type: ignore[arg-type]
+        for call, message in (
+            (lambda: env.close(timeout="a"), "timeout: got 'a', expected seconds of at least 0 or None"),
+            (lambda: env.reset(options=3), "options: got 3, expected a dict or None"),  # type: ignore[arg-type]
+            (lambda: env.call(3), "name: got 3, expected that of a method or attribute"),  # type: ignore[arg-type]
+            (lambda: env.set_attr(3, 3), "name: got 3, expected that of a method or attribute"),  # type: ignore[arg-type]
+        ):
+            with pytest.raises(TypeError, match=message):
+                call()
+        env.reset()
+        with pytest.raises(ValueError, match="state: got dict, expected what get_state gave: envs, ended, observ"):
+            env.set_state({})
+
+
+def nothing() -> Any:
+    """Makes no environment."""
+
+
+@pytest.mark.parametrize("workers", ["auto", 0, 2])
+def test_what_makes_no_environment_is_named_in_a_line(workers: Any) -> None:
+    """It is the caller's fault, of which a traceback from wherever it was called says nothing."""
+
+    def message(*arguments: Any, **options: Any) -> str:
+        with pytest.raises(ValueError, match="env_fns") as caught:
+            make_vector(*arguments, num_workers=workers, **options)
+        assert type(caught.value) is ValueError
+        assert caught.value.__cause__ is None
+        return str(caught.value)
+
+    returned = "returned NoneType, expected a gymnasium.Env"
+    assert message(nothing, 3) == f"env_fns[0]: {returned}"
+    assert message([functools.partial(Calm, 0)] * 2 + [nothing]) == f"env_fns[2]: {returned}"
+    assert message("os:system", 2).startswith("env_fns: 'os:system' cannot be made: ")
+    assert "No module named 'no_such_module'" in message("no_such_module:Thing-v0", 2)
+    assert "did you mean num_workers" in message("CartPole-v1", 2, num_worker=2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_keywords_go_to_each_environment(workers: int) -> None:
+    """Those of an id as gymnasium.make_vec gives them, those of a function as they are."""
+    options: dict[str, Any] = {"render_mode": "ansi", "is_slippery": False, "max_episode_steps": 7}
+    peer = gymnasium.make_vec("FrozenLake-v1", 2, "sync", **options)
+    made = make_vector("FrozenLake-v1", 2, num_workers=workers, **options)
+    with closing(peer), closing(made) as env:
+        for vector in (peer, env):
+            vector.reset(seed=0)
+        assert env.render_mode == peer.render_mode == "ansi"
+        assert env.render() == peer.render()
+        ends = [[vector.step(np.zeros(2, int))[3].tolist() for _ in range(8)] for vector in (peer, env)]
+        assert ends[0] == ends[1]
+        assert ends[0][6] == [True, True]
+    with closing(make_vector(Counter, 2, num_workers=workers, limit=3)) as env:
+        env.reset()
+        assert [env.step(np.zeros(2, int))[3].tolist() for _ in range(3)][2] == [True, True]
+    with pytest.raises(TypeError, match=r"env_fns: the function cannot be called with \{'limits': 3\}: .*'limits'"):
+        make_vector(Counter, 2, limits=3)
+    with pytest.raises(TypeError, match=r"num_worker: is no option of a vector, .* \(did you mean num_workers"):
+        make_vector([Counter] * 2, num_worker=2)
 
 
 class Wide(Counter):
@@ -464,6 +556,9 @@ def test_bad_actions_change_nothing(workers: int) -> None:
             (np.array([0, 7, 0]), "got 7 for environment 1, expected 0 to 6"),
             (np.array([0, 0, -1]), "got -1 for environment 2, expected 0 to 6"),
             ("abc", "got dtype <U3 and shape .*, expected integers"),
+            (np.ma.masked_array([0, 0, 0], [True, False, False]), "got masked values, expected none"),
+            ([[0], [0, 0], 0], "got list, which NumPy makes no array of"),
+            (np.array([0, 0, 2**64 - 1], np.uint64), "got 18446744073709551615, expected 0 to 6"),
         ):
             with pytest.raises(ValueError, match=f"actions: {message}"):
                 env.step(actions)
@@ -525,6 +620,71 @@ def test_bad_observations_and_resets(workers: int) -> None:
                 env.reset(options={"reset_mask": mask})
         with pytest.raises(EnvError, match="got 4 values, expected observation, reward"):
             env.step(np.zeros(2, int))
+
+
+class Says(gymnasium.Env[Any, Any]):
+    """Gives what it is told to."""
+
+    observation_space = spaces.Box(0, 9, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, reset: Any, step: Any) -> None:
+        self.gives = reset, step
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed, options=options)
+        return self.gives[0]
+
+    def step(self, _: np.int64) -> Any:
+        return self.gives[1]
+
+
+OBS = np.zeros(1, np.float32)
+
+
+@pytest.mark.parametrize("workers", [0, slowly(2)])
+@pytest.mark.parametrize(
+    ("reset", "step", "message"),
+    [
+        (OBS, None, r"reset: got array\(\[0\.\], dtype=float32\), expected observation and info"),
+        ((OBS, {}, 3), None, "reset: got 3 values, expected observation and info"),
+        ((OBS, [1]), None, r"info: got \[1\], expected a dict"),
+        ((OBS, {}), None, "step: got None, expected observation, reward, terminated, truncated and info"),
+        ((OBS, {}), (OBS, None, False, False, {}), "reward: got None, expected a number"),
+        ((OBS, {}), (OBS, np.ones(2), False, False, {}), r"reward: got array\(\[1\., 1\.\]\), expected a number"),
+        ((OBS, {}), (OBS, 1, np.ones(2, bool), False, {}), "terminated: got array.*, expected a boolean"),
+        ((OBS, {}), (OBS, 1, False, np.ones(2, bool), {}), "truncated: got array.*, expected a boolean"),
+        ((OBS, {}), (OBS, 1, False, False, [1]), r"info: got \[1\], expected a dict"),
+        ((OBS, {}), (np.ma.masked_array(OBS, [True]), 1, False, False, {}), "observation: got masked values, expected"),
+    ],
+)
+def test_what_an_environment_gives_is_named(workers: int, reset: Any, step: Any, message: str) -> None:
+    env = make_vector([functools.partial(Says, reset, step)] * 2, num_workers=workers)
+
+    def begin() -> None:
+        env.reset()
+        env.step(np.zeros(2, int))
+
+    with closing(env), pytest.raises(EnvError, match=f"(?s)environment 0 raised.*{message}"):
+        begin()
+
+
+def test_lists_are_as_good_as_tuples() -> None:
+    """As they are to gymnasium's vectors; and an info of the vector's own name does not hide which ones answered."""
+    makers = [functools.partial(Says, [OBS, {}], [[3.0], 1, 0, 0, {"env_id": 7}])] * 4
+    with closing(make_vector(makers, num_workers=0, batch_size=2)) as env:
+        env.reset()
+        env.send(np.zeros(4, int))
+        observations, rewards, *_, infos = env.recv()
+        assert (observations.tolist(), rewards.tolist()) == ([[3.0]] * 2, [1.0] * 2)
+        assert {name: value.tolist() for name, value in infos.items()} == {"env_id": [0, 1]}
+
+
+def test_spaces_are_spaces() -> None:
+    for name in ("observation_space", "action_space"):
+        made = type("Bare", (Says,), {name: None})
+        with pytest.raises(EnvError, match=f"(?s)environment 0.*{name}: got None, expected a space of Gymnasium's"):
+            make_vector([functools.partial(made, (OBS, {}), None)] * 2, num_workers=0)
 
 
 class Liar(gymnasium.Env[Any, Any]):
@@ -679,16 +839,6 @@ def test_what_functions_share_is_sent_once() -> None:
     assert len(encode_make(0, [maker(index) for index in range(8)])) < 6_000_000
 
 
-class Unclosable(Counter):
-    """Raises where it is closed, and notes that it was."""
-
-    closed: ClassVar[list[int]] = []
-
-    def close(self) -> None:
-        self.closed.append(1)
-        raise OSError("stuck")
-
-
 def test_every_environment_is_closed_and_the_first_error_told() -> None:
     Unclosable.closed.clear()
     env = make_vector([Unclosable] * 3, num_workers=0)
@@ -731,23 +881,9 @@ def test_cores_are_those_of_the_affinity_and_of_the_quota() -> None:
             group.rmdir()
 
 
-class Wordy(gymnasium.Env[Any, Any]):
-    """Takes text, which has no place in shared memory, and pays its length."""
-
-    observation_space = spaces.Discrete(2)
-    action_space = spaces.Text(300_000)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
-        super().reset(seed=seed, options=options)
-        return 0, {}
-
-    def step(self, action: str) -> tuple[int, float, bool, bool, dict[str, Any]]:
-        return 1, float(len(action)), False, False, {}
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_actions_of_any_size_arrive(workers: int) -> None:
-    with closing(make_vector([Wordy] * 2, num_workers=workers)) as env:
+    with closing(make_vector([Mute] * 2, num_workers=workers)) as env:
         env.reset()
         for lengths in ([200_000, 3], [5, 250_000], [70_000, 59_000]):
             assert env.step(["x" * length for length in lengths])[1].tolist() == lengths

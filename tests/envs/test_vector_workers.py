@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -15,11 +17,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
-from vector_envs import Calm, Counter
+from vector_envs import COUNT, HUGE, KILL, RAISE, Calm, Counter, Mute, Unclosable
 
 from drama.envs import EnvError, make_atari, make_vector
-
-COUNT, RAISE, KILL, _, HUGE = range(5)
 
 
 class Noted(Calm):
@@ -72,11 +72,6 @@ def test_each_environment_is_made_once(tmp_path: Path, number: int, workers: Any
         env.reset()
     found = noted(tmp_path / "notes")
     assert len(found["made"]) == len(found["closed"]) == made
-
-
-class Unclosable(Counter):
-    def close(self) -> None:
-        raise OSError("stuck")
 
 
 def test_workers_tell_of_environments_that_cannot_be_closed() -> None:
@@ -138,6 +133,35 @@ def test_who_was_idle_at_a_restart_is_cut_off_once(mode: AutoresetMode) -> None:
             assert ("worker_restarted" in infos) == cut
 
 
+CLOSED = """
+import os, sys
+sys.path.insert(0, {tests!r})
+import numpy as np
+from drama.envs import make_vector
+from vector_envs import Counter
+for stream in {streams}:
+    os.close(stream)
+env = make_vector([Counter] * 4, num_workers=2)
+env.reset()
+for stream in {streams}:  # what prints to it does not reach the vector's memory
+    try:
+        os.write(stream, bytes(range(256)) * 64)
+    except OSError:
+        pass
+for _ in range(20):
+    observations = env.step(np.zeros(4, int))[0]
+env.close()
+sys.exit(0 if observations.tolist() == [20] * 4 else 5)
+"""
+
+
+@pytest.mark.parametrize("streams", [[0], [1], [2], [0, 1, 2]])
+def test_standard_streams_may_be_closed(streams: list[int]) -> None:
+    code = CLOSED.format(tests=str(Path(__file__).parent), streams=streams)
+    done = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, timeout=60, check=False)
+    assert done.returncode == 0
+
+
 class Interrupted(Counter):
     """Ctrl-C comes while this process steps it, if the action is 1."""
 
@@ -173,19 +197,3 @@ def test_a_worker_that_dies_with_its_mail_is_replaced() -> None:
         assert truncated.tolist() == infos["worker_restarted"].tolist() == [True, False]
         env.reset()
         assert env.step(["x" * 2_000_000, ""])[1].tolist() == [2_000_000, 0]
-
-
-class Mute(gymnasium.Env[Any, Any]):
-    """Takes text, which has no place in shared memory, pays its length, and may die of it."""
-
-    observation_space = spaces.Discrete(2)
-    action_space = spaces.Text(4_000_000)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
-        super().reset(seed=seed, options=options)
-        return 0, {}
-
-    def step(self, action: str) -> tuple[int, float, bool, bool, dict[str, Any]]:
-        if action.startswith("die"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return 1, float(len(action)), False, False, {}

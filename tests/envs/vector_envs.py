@@ -115,9 +115,12 @@ class Painter(gymnasium.Env[NDArray[np.uint8], np.int64]):
         return out, reward, terminated, truncated, info
 
 
+COUNT, RAISE, KILL, HANG, HUGE, END, UNSENDABLE = range(7)
+"""Actions of `Counter`: count, raise, kill the process, hang, a huge info, end, an info that cannot be sent."""
+
+
 class Counter(gymnasium.Env[np.int64, np.int64]):
-    """Counts its steps. Actions: 0 count, 1 raise, 2 kill the process, 3 hang, 4 a huge info, 5 end, 6 no info that
-    can be sent."""
+    """Counts its steps, and does what the action says."""
 
     observation_space = spaces.Discrete(1 << 40)
     action_space = spaces.Discrete(7)
@@ -137,18 +140,18 @@ class Counter(gymnasium.Env[np.int64, np.int64]):
 
     def step(self, action: np.int64) -> tuple[np.int64, float, bool, bool, dict[str, Any]]:
         info: dict[str, Any] = {}
-        if action == 1:
+        if action == RAISE:
             raise ZeroDivisionError("as it was told")
-        if action == 2:
+        if action == KILL:
             os.kill(os.getpid(), signal.SIGKILL)
-        if action == 3:
+        if action == HANG:
             time.sleep(3600)
-        if action == 4:
+        if action == HUGE:
             info["huge"] = np.full(300_000, self.count)
-        if action == 6:
+        if action == UNSENDABLE:
             info["lock"] = (_ for _ in ())
         self.count += 1
-        return np.int64(self.count), 1.0, bool(action == 5), self.count >= self.limit, info
+        return np.int64(self.count), 1.0, bool(action == END), self.count >= self.limit, info
 
     def pid(self) -> int:
         """The process it lives in."""
@@ -181,3 +184,29 @@ class Calm(Slow):
     """Takes no action that does harm."""
 
     action_space = spaces.Discrete(1)
+
+
+class Unclosable(Counter):
+    """Raises where it is closed, and notes that it was."""
+
+    closed: ClassVar[list[int]] = []
+
+    def close(self) -> None:
+        self.closed.append(1)
+        raise OSError("stuck")
+
+
+class Mute(gymnasium.Env[Any, Any]):
+    """Takes text, which has no place in shared memory, pays its length, and may die of it."""
+
+    observation_space = spaces.Discrete(2)
+    action_space = spaces.Text(4_000_000)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        super().reset(seed=seed, options=options)
+        return 0, {}
+
+    def step(self, action: str) -> tuple[int, float, bool, bool, dict[str, Any]]:
+        if action.startswith("die"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 1, float(len(action)), False, False, {}

@@ -61,11 +61,11 @@ def test_draws_follow_the_formula(role: str, parameters: dict[str, float]) -> No
     random = np.random.default_rng(0)
     n = random.integers(0, 25 * scale, ENVS * ROWS).astype(np.uint32)
     b = (random.integers(0, 25 * scale, ENVS * ROWS) / frequency.ratio).astype(np.uint32)
-    drawn = np.zeros(ENVS * ROWS)
+    drawn, role_sampler = np.zeros(ENVS * ROWS), sampler(frequency, role)
     for step in range(200_000):
         if step % 500 == 0:
             frequency.load_state_dict(state(n, b, buffer))
-        drawn[buffer.native.sample(1, LENGTH, (frequency.native, role))["indices"][0] % (ENVS * ROWS)] += 1
+        drawn[buffer.sample(1, LENGTH, role_sampler)["indices"][0] % (ENVS * ROWS)] += 1
     valid = starts(buffer, LENGTH)
     assert drawn.sum() == drawn[valid].sum()
     expected = formula(frequency, role, n[valid], b[valid])

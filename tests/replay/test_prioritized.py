@@ -225,7 +225,7 @@ def test_misuse_is_refused() -> None:
     with pytest.raises(ValueError, match="it is another buffer"):
         make(total=3).sample(1, 1, sampler=unbound)
     sampler.update_priorities(np.arange(24), np.zeros(24))
-    with pytest.raises(ValueError, match="none exist: each environment holds 12 rows with a priority above 0"):
+    with pytest.raises(ValueError, match="length 1: 24 exist, and 0 of them have a priority above 0"):
         buffer.sample(1, 1, sampler=sampler)
 
 

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import numbers
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from drama.config import did_you_mean
 
 EnvFn: TypeAlias = Callable[[], gymnasium.Env[Any, Any]]
+VECTOR_OPTIONS = ("num_workers", "autoreset_mode", "batch_size", "copy", "on_worker_death", "timeout")
+"""Keywords of a vector, which no environment is given."""
+
+
+class NotMade(ValueError):
+    """What was given makes no environment; where the fault is with who gave it, and no traceback says more."""
 
 
 def count(name: str, value: Any, low: int, high: int | None = None) -> int:
     """An integer in its bounds, of any type that is one."""
     expected = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name}: got {value!r}, expected {expected}") from None
@@ -26,25 +39,84 @@ def count(name: str, value: Any, low: int, high: int | None = None) -> int:
     return number
 
 
-def env_functions(env_fns: Any, num_envs: Any) -> list[EnvFn]:
-    """A function for each environment."""
+def flag(name: str, value: Any) -> bool:
+    """True or false, for which no text is taken."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: got {value!r}, expected True or False")
+    return bool(value)
+
+
+def seconds(name: str, value: Any, zero: bool = False) -> float | None:
+    """A time to wait, of any type that is a number, or None."""
+    if value is None:
+        return None
+    expected = f"seconds {'of at least' if zero else 'above'} 0 or None"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: got {value!r}, expected {expected}")
+    time = float(value)
+    if not (time >= 0 if zero else time > 0) or time == float("inf"):
+        raise ValueError(f"{name}: got {value}, expected {expected}")
+    return time
+
+
+def choice(name: str, value: Any, known: Sequence[str]) -> str:
+    """One of a few words."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name}: got {value!r}, expected {' or '.join(map(repr, known))}")
+    return value
+
+
+def plain_array(name: str, value: Any) -> NDArray[Any]:
+    """An array of what was given, none of which is masked."""
+    if np.ma.is_masked(value):
+        raise ValueError(f"{name}: got masked values, expected none")
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{name}: got {type(value).__name__}, which NumPy makes no array of: {error}") from None
+
+
+def env_functions(env_fns: Any, num_envs: Any, kwargs: Mapping[str, Any]) -> list[EnvFn]:
+    """A function for each environment, with the arguments `kwargs` where one function or name stands for all."""
+    if isinstance(env_fns, gymnasium.Env | gymnasium.vector.VectorEnv):
+        got = f"an environment ({type(env_fns).__name__})"
+        raise TypeError(f"env_fns: got {got}, expected what makes one: its id, or a function such as lambda: make(...)")
     if isinstance(env_fns, str) or callable(env_fns):
         if num_envs is None:
             raise TypeError("num_envs: got None, expected the number of environments, as env_fns says what to make")
         number = count("num_envs", num_envs, 1)
-        return [_by_name(env_fns) if isinstance(env_fns, str) else env_fns] * number
+        return [_by_name(env_fns, kwargs) if isinstance(env_fns, str) else _with_arguments(env_fns, kwargs)] * number
+    if isinstance(env_fns, bytes | Mapping) or not isinstance(env_fns, Iterable):
+        expected = "functions that make one environment each, one such function, or the id of a registered environment"
+        raise TypeError(f"env_fns: got {type(env_fns).__name__}, expected {expected}")
     env_fns = list(env_fns)
     if not env_fns:
         raise ValueError("env_fns: got none, expected at least one function that makes an environment")
     for index, env_fn in enumerate(env_fns):
         if not callable(env_fn):
             raise TypeError(f"env_fns[{index}]: got {type(env_fn).__name__}, expected a function")
+    for name in kwargs:
+        what = "no option of a vector, and functions in a list are called without arguments"
+        raise TypeError(f"{name}: is {what}{did_you_mean(name, VECTOR_OPTIONS)}")
     if num_envs is not None:
         count("num_envs", num_envs, len(env_fns), len(env_fns))
     return env_fns
 
 
-def _by_name(name: str) -> EnvFn:
+def _with_arguments(env_fn: Callable[..., gymnasium.Env[Any, Any]], kwargs: Mapping[str, Any]) -> EnvFn:
+    if not kwargs:
+        return env_fn
+    try:
+        inspect.signature(env_fn).bind(**kwargs)
+    except ValueError:  # written in C
+        pass
+    except TypeError as error:
+        hints = "".join(did_you_mean(name, VECTOR_OPTIONS) for name in kwargs)
+        raise TypeError(f"env_fns: the function cannot be called with {kwargs}: {error}{hints}") from None
+    return functools.partial(env_fn, **kwargs)
+
+
+def _by_name(name: str, kwargs: Mapping[str, Any]) -> EnvFn:
     if ":" not in name:  # that imports a module first, in the process where it is made
         try:
             gymnasium.spec(name)
@@ -52,7 +124,21 @@ def _by_name(name: str) -> EnvFn:
             raise ValueError(
                 f"env_fns: {name!r} cannot be made: {error} (make_atari makes Atari games and small tasks)"
             ) from None
-    return functools.partial(gymnasium.make, name)
+    return functools.partial(_registered, name, dict(kwargs))
+
+
+def _registered(name: str, kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    """Make what is registered under a name. What is wrong with the name or the arguments is a `NotMade`."""
+    try:
+        return gymnasium.make(name, **kwargs)
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        hint = " (module:id imports a module that registers an environment)" if ":" in name else ""
+        raise NotMade(f"env_fns: {name!r} cannot be made: {error}{hint}") from None
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        hints = "".join(did_you_mean(each, VECTOR_OPTIONS) for each in kwargs)
+        raise NotMade(f"env_fns: {name!r} cannot be made with {kwargs}: {error}{hints}") from None
 
 
 def checked_mode(mode: AutoresetMode | str) -> AutoresetMode:

@@ -37,7 +37,8 @@ class AtariEnv(FrameEnv):
 
     With the same seed, options and actions it equals `gymnasium.wrappers.AtariPreprocessing`, no-ops and sticky actions
     included. The first `reset` must be given a seed for a reproducible run; later ones without a seed go on with the
-    same random numbers. `info` holds `lives` and `life_lost`.
+    same random numbers. `info` holds `lives` and `life_lost`. A pickle, or a copy by the module `copy`, goes on exactly
+    from where this one is.
 
     Args:
         game: name as in `ALE/<game>-v5`.
@@ -54,6 +55,8 @@ class AtariEnv(FrameEnv):
         if game not in games:
             raise ValueError(f"game: {game!r} is no Atari game{did_you_mean(game, games)}{MISSING}")
         from ale_py.env import AtariEnv as _AleEnv
+
+        self._made = (game, config, render_mode)
 
         ale_env = gymnasium.make(
             f"ALE/{game}-v5",
@@ -123,6 +126,15 @@ class AtariEnv(FrameEnv):
         self._env.ale.restoreSystemState(system)
         self._stepper.set_state(state["stepper"])
         self._env.np_random.bit_generator.state = state["random"]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        others = {name: value for name, value in vars(self).items() if name not in ("_env", "_stepper")}
+        return type(self), self._made, (others, self.get_state())
+
+    def __setstate__(self, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
+        others, emulator = state
+        vars(self).update(others)
+        self.set_state(emulator)
 
     def _restart(self, seed: int | None) -> None:
         """A new game; with a seed, random numbers begin again."""

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from drama._native import VectorBoard
+from drama.envs.arguments import plain_array
 from drama.envs.group import Payload
 from drama.envs.layout import Layout, flatten, leaves, unflatten
 
@@ -37,11 +38,15 @@ class Batches:
         that have no place in the memory. Raises ValueError and writes nothing if they do not fit the space."""
         choices, count = self._layout.choices, self._num_envs if ids is None else len(ids)
         if choices is not None:
-            array = np.asarray(actions)
+            array = plain_array("actions", actions)
             if array.dtype != np.int64 or array.ndim != 1:
                 if array.dtype.kind not in "iu" or array.ndim != 1:
                     got = f"dtype {array.dtype} and shape {array.shape}"
                     raise ValueError(f"actions: got {got}, expected integers of shape ({count},)")
+                if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
+                    raise ValueError(
+                        f"actions: got {array.max()}, expected {choices.start} to {choices.start + choices.n - 1}"
+                    )
                 array = array.astype(np.int64)
             self._board.write_choices(0, array, int(choices.start), int(choices.n), ids)
             return {}
@@ -134,7 +139,7 @@ class _Batch(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
 def _checked(name: str, space: spaces.Space[Any], part: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     """Actions as an array of the right shape. Boxes may be left, as environments clip; choices may not."""
-    values, dtype = np.asarray(part), np.dtype(space.dtype)
+    values, dtype = plain_array(name, part), np.dtype(space.dtype)
     if values.shape != shape or not np.can_cast(values.dtype, dtype, "same_kind"):
         got = f"{values.dtype} and shape {values.shape}"
         raise ValueError(f"{name}: got {got}, expected {dtype} and shape {shape}")

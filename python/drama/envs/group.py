@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drama._native import EnvShare, VectorBoard
+from drama.envs.arguments import NotMade, plain_array
 from drama.envs.layout import Description, Layout, describe_env, flatten, leaves, unflatten
 
 Payload = Any
@@ -54,8 +55,17 @@ class failing:
         pass
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, Exception):
+        if isinstance(error, Exception) and not isinstance(error, EnvError | NotMade):
             raise EnvError(self._index, describe(error)) from error
+
+
+def make_one(index: int, env_fn: Callable[[], gymnasium.Env[Any, Any]]) -> gymnasium.Env[Any, Any]:
+    """Make environment `index`. Raises EnvError where that fails, NotMade where something else comes of it."""
+    with failing(index):
+        env: Any = env_fn()
+    if not isinstance(env, gymnasium.Env):
+        raise NotMade(f"env_fns[{index}]: returned {type(env).__name__}, expected a gymnasium.Env")
+    return env
 
 
 class _Codec:
@@ -104,7 +114,7 @@ class _Codec:
             if array is None:
                 objects.append(part)
                 continue
-            part = np.asarray(part)
+            part = plain_array(f"observation{path}", part)
             if part.shape != array.shape[1:]:
                 raise ValueError(f"observation{path}: got shape {part.shape}, expected {array.shape[1:]}")
             np.copyto(array[index, ...], part, casting="same_kind")
@@ -139,8 +149,8 @@ class EnvGroup:
         """Make the environments; gives what the first says of itself."""
         described: list[Description] = []
         for index, env_fn in enumerate(env_fns, self._first):
+            self.envs.append(make_one(index, env_fn))
             with failing(index):
-                self.envs.append(env_fn())
                 described.append(describe_env(self.envs[-1]))
         self._layouts = [one.layout for one in described]
         return described[0]

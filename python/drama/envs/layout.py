@@ -118,4 +118,7 @@ class Description:
 def describe_env(env: gymnasium.Env[Any, Any]) -> Description:
     """What is to be known of an environment before it is stepped."""
     layout = Layout(env.observation_space, env.action_space, fast_fields(env))
+    for name in ("observation_space", "action_space"):
+        if not isinstance(space := getattr(layout, name), spaces.Space):
+            raise TypeError(f"{name}: got {space!r}, expected a space of Gymnasium's")
     return Description(dict(env.metadata), env.render_mode, layout)

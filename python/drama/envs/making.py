@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 
 from drama.config import EnvConfig, did_you_mean
 from drama.envs.adapt import Adapted, read_interface
-from drama.envs.arguments import count
+from drama.envs.arguments import VECTOR_OPTIONS, count
 from drama.envs.atari import MISSING, AtariEnv, atari_games
 from drama.envs.frames import FrameEnv
 from drama.envs.group import EnvError
@@ -87,8 +87,7 @@ def make_env(game: str, config: EnvConfig | None = None, *, pictures: bool = Fal
 
 def env_maker(game: str, config: EnvConfig | None = None, *, pictures: bool = False) -> MakeEnv:
     """A function that makes the environment, in a worker process too, where less may be registered than here."""
-    config = config or EnvConfig()
-    config.validate()
+    config = _configured(config, {})
     for module in config.imports:
         _import(module, "env.imports")
     if (known := known_game(game)) is not None:
@@ -124,6 +123,8 @@ def interface_of(game: str, config: EnvConfig) -> Interface:
 
 def known_game(game: str) -> str | None:
     """The name of the Atari game or small task that is meant, or None."""
+    if not isinstance(game, str):
+        raise TypeError(f"game: got {type(game).__name__}, expected the name of an environment")
     plain = game.removeprefix("ALE/").removesuffix("-v5").lower() if game.startswith("ALE/") else game.lower()
     return {name.lower(): name for name in game_names()}.get(plain)
 
@@ -178,7 +179,8 @@ def _adapt(make: MakeEnv, config: EnvConfig, game: str) -> gymnasium.Env[Any, An
     except gymnasium.error.Error as error:  # says well what is wrong, as does a TypeError of its arguments
         raise ValueError(f"game: {game} cannot be made: {error}") from error
     except TypeError as error:
-        raise ValueError(f"env.kwargs: {game} cannot be made with {config.kwargs}: {error}") from error
+        field, given = ("env.kwargs", config.kwargs) if config.kwargs else ("game", "no arguments")
+        raise ValueError(f"{field}: {game} cannot be made with {given}: {error}") from error
     if not isinstance(env, gymnasium.Env):
         raise ValueError(f"game: {game} returns {type(env).__name__}, expected a gymnasium.Env")
     if isinstance(env, FrameEnv | Adapted):
@@ -187,6 +189,8 @@ def _adapt(make: MakeEnv, config: EnvConfig, game: str) -> gymnasium.Env[Any, An
 
 
 def _import(module: str, field: str) -> Any:
+    if not module.strip("."):
+        raise ValueError(f"{field}: got no name of a module before the colon")
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -290,10 +294,13 @@ _make_one.metadata = FrameEnv.metadata  # type: ignore[attr-defined]
 
 
 def _configured(config: EnvConfig | None, options: dict[str, Any]) -> EnvConfig:
-    fields = [field.name for field in dataclasses.fields(EnvConfig)]
+    fields, ours = [field.name for field in dataclasses.fields(EnvConfig)], list(AtariOptions.__annotations__)
     for name in options:
         if name not in fields:
-            raise ValueError(f"option: {name!r} is unknown{did_you_mean(name, fields)}; there are {', '.join(fields)}")
+            hint = did_you_mean(name, [*ours, *VECTOR_OPTIONS])
+            raise ValueError(f"option: {name!r} is unknown{hint}; there are {', '.join(ours)}")
+    if config is not None and not isinstance(config, EnvConfig):
+        raise TypeError(f"config: got {type(config).__name__}, expected an EnvConfig")
     config = dataclasses.replace(config or EnvConfig(), **options)
     config.validate()
     return config

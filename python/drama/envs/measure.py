@@ -23,9 +23,9 @@ OVERHEAD_SECONDS = 5e-6
 WORTH = 0.85
 
 
-def probe(env_fn: Callable[[], gymnasium.Env[Any, Any]]) -> float | None:
+def probe(make: Callable[[], gymnasium.Env[Any, Any]]) -> float | None:
     """`step_seconds` of an environment that is made for it alone: one that has been stepped is no longer new."""
-    env = env_fn()
+    env = make()
     try:
         return step_seconds(env)
     finally:

@@ -8,7 +8,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import cloudpickle
 import gymnasium
@@ -18,9 +18,21 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from drama._native import VectorBoard, cores
-from drama.envs.arguments import EnvFn, checked_ids, checked_mode, checked_seeds, count, env_functions, masked
+from drama.envs.arguments import (
+    EnvFn,
+    NotMade,
+    checked_ids,
+    checked_mode,
+    checked_seeds,
+    choice,
+    count,
+    env_functions,
+    flag,
+    masked,
+    seconds,
+)
 from drama.envs.batches import Batches
-from drama.envs.group import EnvError, EnvGroup, Payload, describe, failing
+from drama.envs.group import EnvError, EnvGroup, Payload, describe, failing, make_one
 from drama.envs.layout import Description
 from drama.envs.measure import probe, workers_pay
 from drama.envs.processes import POLL_SECONDS, Worker, WorkerDied, encode, encode_make
@@ -72,6 +84,11 @@ class _Engine:
             self.close(seconds)
 
 
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"name: got {name!r}, expected that of a method or attribute")
+
+
 class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     """Any Gymnasium environments as one, also called `drama.envs.make_vector`.
 
@@ -86,8 +103,9 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
     Args:
         env_fns: functions that each make one environment; all must have the same spaces. Or one function or the id of
-            a registered environment, such as "CartPole-v1", for `num_envs` of the same. Environments in worker
-            processes are made there, so their functions must be picklable by cloudpickle.
+            a registered environment, such as "CartPole-v1", for `num_envs` of the same; `"package.module:id"` imports
+            the module first. Environments in worker processes are made there, so their functions must be picklable by
+            cloudpickle.
         num_envs: number of environments, where `env_fns` says what to make of each.
         num_workers: number of processes that step environments, this one included; 0 or 1 is this one alone. None
             is one for each core. "auto" makes one more environment, times some steps of it and how fast workers
@@ -101,6 +119,8 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             info; one that was idle gives that at its next step. In NEXT_STEP the step after resets once more.
         timeout: seconds that an answer of the environments may take before TimeoutError is raised. They are made
             without a limit.
+        kwargs: given to each environment, as `gymnasium.make_vec` does: those of `gymnasium.make` for an id, such as
+            `render_mode="rgb_array"` or `max_episode_steps=100`, otherwise those of the one function.
 
     With `timeout` or "restart", all environments live in worker processes, `num_workers` of them; without, the first
     share is stepped by this process, as it has nothing else to do.
@@ -121,32 +141,32 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         copy: bool = True,
         on_worker_death: Literal["raise", "restart"] = "raise",
         timeout: float | None = None,
+        **kwargs: Any,
     ) -> None:
         self._engine = _Engine()  # first, for `close` after an error
         self._finalizer = weakref.finalize(self, self._engine.drop, 1.0)
-        self._env_fns = env_functions(env_fns, num_envs)
+        self._env_fns = env_functions(env_fns, num_envs, kwargs)
         self.num_envs = len(self._env_fns)
         self.autoreset_mode = checked_mode(autoreset_mode)
         self.batch_size = count("batch_size", self.num_envs if batch_size is None else batch_size, 1, self.num_envs)
-        if on_worker_death not in ("raise", "restart"):
-            raise ValueError(f"on_worker_death: got {on_worker_death!r}, expected 'raise' or 'restart'")
-        if timeout is not None and not 0 < timeout < float("inf"):
-            raise ValueError(f"timeout: got {timeout}, expected seconds above 0 or None")
-        self._copy, self._restart, self._timeout = copy, on_worker_death == "restart", timeout
+        self._restart = choice("on_worker_death", on_worker_death, ("raise", "restart")) == "restart"
+        self._copy, self._timeout = flag("copy", copy), seconds("timeout", timeout)
         # An environment in this process can neither be cut off nor be allowed to crash.
-        self._isolated = self._restart or timeout is not None
+        self._isolated = self._restart or self._timeout is not None
         try:
             self._start(num_workers)
-        except BaseException:
+        except BaseException as error:
             self._engine.drop(0.0)
+            if isinstance(error, NotMade):
+                raise ValueError(str(error)) from None
             raise
 
     def _start(self, num_workers: int | Literal["auto"] | None) -> None:
         workers = self._number_of_workers(num_workers)
-        if workers == 0 or self._isolated or num_workers != "auto":
+        if workers == 0 or self._isolated or not isinstance(num_workers, str):
             return self._build(workers)
         with failing(0):
-            step = probe(self._env_fns[0])
+            step = probe(functools.partial(make_one, 0, self._env_fns[0]))
         try:
             self._build(workers)
         except (RuntimeError, ValueError, OSError):
@@ -162,7 +182,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
     def _number_of_workers(self, num_workers: int | Literal["auto"] | None) -> int:
         """Processes that step environments, this one included unless isolated; 0 for this one alone."""
-        if num_workers is None or num_workers == "auto":
+        if num_workers is None or (isinstance(num_workers, str) and num_workers == "auto"):
             number = min(cores(), self.num_envs) if self._isolated or os.name == "posix" else 0
         else:
             number = min(count("num_workers", num_workers, 0), self.num_envs)
@@ -241,6 +261,8 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             options: handed to each environment, without `reset_mask`.
         """
         self._check_usable()
+        if options is not None and not isinstance(options, Mapping):
+            raise TypeError(f"options: got {options!r}, expected a dict or None")
         seeds = checked_seeds(seed, self.num_envs)
         ids = list(range(self.num_envs))
         if options is not None and "reset_mask" in options:
@@ -301,6 +323,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._sent = busy > self.batch_size
         result = self._collect(ids)
         result[4]["env_id"] = np.array(ids)
+        result[4].pop("_env_id", None)  # of an environment's own
         self._ids = ids
         return result
 
@@ -368,6 +391,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call the method `name` of each environment, or get the attribute, and return the results."""
         self._check_idle("call")
+        _check_name(name)
         return tuple(value for values in self._everywhere("call", lambda _: (name, args, kwargs)) for value in values)
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
@@ -377,6 +401,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     def set_attr(self, name: str, values: Any) -> None:
         """Set the attribute `name` of each environment: one value for all, or a list or tuple of one for each."""
         self._check_idle("set_attr")
+        _check_name(name)
         values = list(values) if isinstance(values, list | tuple) else [values] * self.num_envs
         if len(values) != self.num_envs:
             raise ValueError(f"values: got {len(values)}, expected {self.num_envs}, one for each environment")
@@ -401,6 +426,9 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._check_idle("set_state")
         if not self._started:
             raise RuntimeError("set_state: reset must come first")
+        parts = ("envs", "ended", "observations")
+        if not isinstance(state, Mapping) or not all(part in state for part in parts):
+            raise ValueError(f"state: got {type(state).__name__}, expected what get_state gave: {', '.join(parts)}")
         states = state["envs"]
         if len(states) != self.num_envs:
             raise ValueError(f"state: got {len(states)} environments, expected {self.num_envs}")
@@ -418,6 +446,10 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     def np_random_seed(self) -> tuple[int | None, ...]:  # type: ignore[override]
         """The seed of each environment."""
         return self.get_attr("np_random_seed")
+
+    def __reduce__(self) -> NoReturn:
+        what = "a vector cannot be pickled or copied, as its environments are in processes and memory of their own"
+        raise TypeError(f"{what}: make another and give it the state, other.set_state(this.get_state())")
 
     def _everywhere(self, method: str, part: Callable[[range], tuple[Any, ...]], again: bool = False) -> list[Any]:
         """Call a method of each worker's `EnvGroup` with the arguments that `part` gives for its environments. With
@@ -538,6 +570,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
     def close_extras(self, timeout: float | None = GRACE_SECONDS, terminate: bool = False) -> None:
         """Close the environments and end the workers; those that take longer than `timeout` seconds are killed."""
+        timeout = seconds("timeout", timeout, zero=True)
         if self._finalizer.detach() is not None:
             self.closed = True  # also where an environment cannot be closed
             self._engine.close(0.0 if terminate or self._broken is not None else timeout)

@@ -7,6 +7,7 @@ episode, which `is_first` shows.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from drama import _native
-from drama.replay.samplers import Batch, Sampler, Stack, TransitionSampler, Uniform, frames_of
+from drama.replay.casting import as_indices
+from drama.replay.samplers import Batch, Sampler, Stack, TransitionSampler, Uniform, checked_flag, frames_of
 
 FieldSpec: TypeAlias = tuple[Sequence[int], npt.DTypeLike]
 
@@ -46,15 +48,20 @@ def _unpickle(cls: type[ReplayBuffer], files: dict[str, bytes]) -> ReplayBuffer:
         return cls.load(folder)
 
 
-def _integers(name: str, given: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    array = np.asarray(given)
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise ValueError(f"{name}: got dtype {array.dtype} and shape {array.shape}, expected integers [B]")
-    return array.astype(np.int64, copy=False)
+def _path(name: str, given: str | os.PathLike[str]) -> str:
+    """The path of a directory, as the native half takes it."""
+    try:
+        path = os.fsdecode(given)
+    except TypeError:
+        raise TypeError(f"{name}: got {given!r}, expected the path of a directory") from None
+    if not path or "\0" in path:
+        raise ValueError(f"{name}: got {path!r}, expected the path of a directory")
+    return path
 
 
 def _next_names(next_fields: Sequence[str]) -> list[str]:
-    if isinstance(next_fields, str) or not isinstance(next_fields, Collection):
+    names = isinstance(next_fields, Collection) and all(isinstance(name, str) for name in next_fields)
+    if isinstance(next_fields, str) or not names:
         raise TypeError(f"next_fields: got {next_fields!r}, expected a sequence of names")
     return list(next_fields)
 
@@ -63,12 +70,16 @@ def _declared(name: str, spec: FieldSpec) -> tuple[list[int], str]:
     """Shape and dtype of a field, as the native half takes them."""
     if not isinstance(name, str):
         raise TypeError(f"fields: got the name {name!r}, expected a str")
+    if not name.isprintable():
+        raise ValueError(f"fields: got the name {name!r}, expected one that can be printed")
     try:
         shape, given = spec
         sides = list(shape)
     except (TypeError, ValueError):
         raise TypeError(f'field "{name}": got {spec!r}, expected (shape, dtype) such as ((84, 84), np.uint8)') from None
     try:
+        if given is None:  # which NumPy takes for float64
+            raise TypeError("expected one of NumPy's")
         dtype = np.dtype(given)
     except TypeError as error:
         raise TypeError(f'field "{name}": dtype {given!r}: {error}') from None
@@ -94,11 +105,12 @@ class ReplayBuffer:
     free again once it is overwritten; rows that do not get smaller are kept as they are.
 
     Args:
-        capacity: rows to keep over all environments, rounded up to a multiple of `num_envs`.
+        capacity: rows to keep over all environments. Each keeps `capacity / num_envs` of them, rounded up: of 10 rows
+            for 3 environments, each keeps 4 (`rows_per_env`).
         fields: row shape and dtype by name. `terminated` and `truncated`, both `((), bool)`, are always there, as is
             `is_first`, which is derived.
         num_envs: number of streams.
-        seed: seed of the draws.
+        seed: seed of the draws. With None they differ from run to run, and only a save or a copy can repeat them.
         storage: a directory for the mapped files, created if need be; Linux and macOS only.
         compress: names of the fields whose rows are compressed; not together with `storage`.
 
@@ -115,17 +127,21 @@ class ReplayBuffer:
         capacity: int,
         fields: Mapping[str, FieldSpec],
         num_envs: int = 1,
-        seed: int = 0,
+        seed: int | None = 0,
         storage: str | os.PathLike[str] | None = None,
         compress: Collection[str] = (),
     ) -> None:
         if not isinstance(fields, Mapping):
             raise TypeError(f"fields: got {type(fields).__name__}, expected a mapping of names to (shape, dtype)")
         declared = {name: _declared(name, spec) for name, spec in fields.items()}
-        if isinstance(compress, str) or not isinstance(compress, Collection) or not set(compress) <= set(fields):
+        names = isinstance(compress, Collection) and all(name in list(declared) for name in compress)
+        if isinstance(compress, str) or not names:
             raise ValueError(f"compress: got {compress!r}, expected names of declared fields ({', '.join(declared)})")
         native_fields = [(name, dtype, shape, name in compress) for name, (shape, dtype) in declared.items()]
-        self.native = _native.Replay(capacity, native_fields, num_envs, seed, storage)
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
+        directory = None if storage is None else _path("storage", storage)
+        self.native = _native.Replay(capacity, native_fields, num_envs, seed, directory)
         self.storage = storage
 
     def add(self, *, envs: npt.ArrayLike | None = None, **columns: npt.ArrayLike) -> None:
@@ -215,7 +231,7 @@ class ReplayBuffer:
             MemoryError: there is no memory for the batch.
         """
         options: dict[str, Any] = {}
-        if within_episode:
+        if checked_flag("within_episode", within_episode):
             options["within_episode"] = True
         if stack is not None:
             options["stack"] = stack
@@ -264,7 +280,8 @@ class ReplayBuffer:
         options: dict[str, Any] = {}
         if stack is not None:
             options["stack"] = stack
-        if (names := _next_names(next_fields)) != ["obs"]:
+        given = type(next_fields) is not tuple or next_fields != ("obs",)  # a look costs a part of a small draw
+        if given and (names := _next_names(next_fields)) != ["obs"]:
             options["next_fields"] = names
         if sampler is None:
             sampler = Uniform()
@@ -290,7 +307,8 @@ class ReplayBuffer:
             IndexError: a row is not there or was overwritten, fewer than `length` rows follow from it, or a frame to
                 stack is gone.
         """
-        return self.native.gather(_integers("indices", indices), length, within_episode, frames_of(stack, out), out)
+        inside = checked_flag("within_episode", within_episode)
+        return self.native.gather(as_indices("indices", indices), length, inside, frames_of(stack, out), out)
 
     def gather_transitions(
         self,
@@ -310,7 +328,7 @@ class ReplayBuffer:
         """
         frames = frames_of(stack, out)
         return self.native.gather_transitions(
-            _integers("indices", indices), n_step, discount, _next_names(next_fields), frames, out
+            as_indices("indices", indices), n_step, discount, _next_names(next_fields), frames, out
         )
 
     def indices_at(self, slots: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -320,7 +338,7 @@ class ReplayBuffer:
             ValueError: `slots` are no integers `[B]`.
             IndexError: a slot holds no row.
         """
-        return self.native.indices_at(_integers("slots", slots))
+        return self.native.indices_at(as_indices("slots", slots))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save to the directory `path`, writing only what changed since the last save or load.
@@ -332,18 +350,23 @@ class ReplayBuffer:
             OSError: a file cannot be written.
             ValueError: the directory has the save of another buffer.
         """
-        self.native.save(os.fspath(path))
+        self.native.save(_path("path", path))
 
     @_of_class
     def load(cls, path: str | os.PathLike[str], storage: str | os.PathLike[str] | None = None) -> ReplayBuffer:
         """Load what `save` wrote, into mapped files if `storage` is given; draws continue as they would have.
 
         Raises:
+            FileNotFoundError: there is no save.
             OSError: a file cannot be read, or `storage` cannot be written or has too little room.
             ValueError: a file is damaged, foreign or of another version; the message names it.
         """
+        directory = Path(_path("path", path))
+        if directory.is_dir() and not os.path.lexists(directory / "manifest.json"):
+            what = "No buffer was saved to this directory, or it would have a manifest.json"
+            raise FileNotFoundError(errno.ENOENT, what, str(directory))
         buffer = cls.__new__(cls)
-        buffer.native = _native.Replay.load(os.fspath(path), storage)
+        buffer.native = _native.Replay.load(str(directory), None if storage is None else _path("storage", storage))
         buffer.storage = storage
         return buffer
 
@@ -373,7 +396,7 @@ class ReplayBuffer:
 
     @property
     def capacity(self) -> int:
-        """Capacity as asked for, over all environments."""
+        """Capacity as asked for, over all environments; `num_envs * rows_per_env` is what it was rounded up to."""
         return self.native.capacity
 
     @property
@@ -408,5 +431,6 @@ class ReplayBuffer:
 
     def __repr__(self) -> str:
         fields = (f"{name}: {dtype}{list(shape) if shape else ''}" for name, (shape, dtype) in self.fields.items())
-        size = f"capacity={self.capacity}, num_envs={self.num_envs}, rows={len(self)}"
+        each = f", rows_per_env={self.rows_per_env}" if self.num_envs > 1 else ""
+        size = f"capacity={self.capacity}, num_envs={self.num_envs}{each}, rows={len(self)}"
         return f"ReplayBuffer({size}, fields={{{', '.join(fields)}}})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import sys
+import operator
 import threading
 import weakref
 from collections import deque
@@ -12,10 +12,8 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, overload
 
-import numpy as np
-import numpy.typing as npt
-
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
 
     from drama.replay.buffer import ReplayBuffer
@@ -57,29 +55,30 @@ class Prefetcher(Generic[T]):
     to chance, except after `settle`, when all draws due have been made: with `settle` before each change, equal seeds
     and equal calls give equal batches.
 
-    A batch is the caller's for as long as anything refers to its arrays, views and tensors of them included. Only
-    then is their memory used again; batches that are kept cost new memory.
+    A batch is the caller's, as one that `sample` returns; `depth` batches are in memory beside those in use.
 
     An error takes the place of its batch: `next` raises it, and the draw is tried again for the `next` after that.
 
     Args:
         buffer: where to draw from.
-        sample: arguments of `buffer.sample`, or a function that returns a batch. It is called in the thread with
-            nothing but `out=`, which is None or a batch that it returned before and nobody uses any more, to draw into;
-            `functools.partial(buffer.sample_transitions, 32)` makes one.
+        sample: arguments of `buffer.sample` by name, as in `{"batch_size": 16, "length": 64}`, or a function without
+            arguments that returns a batch, as in `functools.partial(buffer.sample_transitions, 32)`. It is called in
+            the thread.
         depth: how many batches are kept ready.
-        transform: called in the thread with each batch; what it returns is handed out in the batch's place.
+        transform: called in the thread with each batch; what it returns is handed out in the batch's place, as with
+            `functools.partial(to_torch, device="cuda", pin=True)`.
 
     Raises:
         ValueError: `depth` is less than 1, or `sample` has an entry `out`.
-        TypeError: `sample` is neither a mapping nor a function that can be called with `out=` alone.
+        TypeError: an argument is of the wrong type, `buffer.sample` does not take the entries of `sample`, or it is a
+            function that cannot be called without arguments.
     """
 
     @overload
     def __init__(
         self: Prefetcher[Batch],
         buffer: ReplayBuffer,
-        sample: Mapping[str, Any] | Callable[..., Batch],
+        sample: Mapping[str, Any] | Callable[[], Batch],
         depth: int = 2,
         transform: None = None,
     ) -> None: ...
@@ -88,7 +87,7 @@ class Prefetcher(Generic[T]):
     def __init__(
         self,
         buffer: ReplayBuffer,
-        sample: Mapping[str, Any] | Callable[..., Batch],
+        sample: Mapping[str, Any] | Callable[[], Batch],
         depth: int = 2,
         *,
         transform: Callable[[Batch], T],
@@ -97,20 +96,19 @@ class Prefetcher(Generic[T]):
     def __init__(
         self,
         buffer: ReplayBuffer,
-        sample: Mapping[str, Any] | Callable[..., Batch],
+        sample: Mapping[str, Any] | Callable[[], Batch],
         depth: int = 2,
         transform: Callable[[Batch], Any] | None = None,
     ) -> None:
+        try:
+            depth = operator.index(depth)
+        except TypeError:
+            raise TypeError(f"depth: got {depth!r}, expected an integer of at least 1") from None
         if depth < 1:
-            raise ValueError(f"depth must be at least 1, got {depth}")
-        if not callable(sample):
-            if not isinstance(sample, Mapping):
-                raise TypeError(f"sample: got {sample!r}, expected arguments by name or a function")
-            if "out" in sample:
-                raise ValueError("sample must not have an entry 'out': the prefetcher has memory of its own")
-            sample = partial(buffer.sample, **sample)
-        _check_call(sample)
-        self._line = _Line(sample, depth, transform)
+            raise ValueError(f"depth: got {depth}, expected an integer of at least 1")
+        if transform is not None and not callable(transform):
+            raise TypeError(f"transform: got {transform!r}, expected a function of a batch")
+        self._line = _Line(_draw(buffer, sample), depth, transform)
         self._thread = threading.Thread(target=self._line.run, name="drama-prefetch", daemon=True)
         self._thread.start()
         # Also when the prefetcher is forgotten or the interpreter ends, which no thread may outlive inside a draw.
@@ -161,15 +159,13 @@ class Prefetcher(Generic[T]):
 class _Line:
     """What the thread and its prefetcher share; apart, so that the thread does not keep the prefetcher alive."""
 
-    def __init__(self, draw: Callable[..., Batch], depth: int, transform: Callable[[Batch], Any] | None) -> None:
+    def __init__(self, draw: Callable[[], Batch], depth: int, transform: Callable[[Batch], Any] | None) -> None:
         self.draw = draw
         self.depth = depth
         self.transform = transform
         self.changed = threading.Condition()
         self.ready: deque[tuple[Any, BaseException | None]] = deque()
         self.closed = False
-        # Used by the thread only. Beside those ready, one batch is in the making, and a loop holds one until the next.
-        self.memory: deque[Batch] = deque(maxlen=depth + 2)
 
     def full(self) -> bool:
         return self.closed or len(self.ready) >= self.depth or (bool(self.ready) and self.ready[-1][1] is not None)
@@ -189,13 +185,9 @@ class _Line:
 
     def make(self) -> tuple[Any, BaseException | None]:
         try:
-            unused = next((i for i, memory in enumerate(self.memory) if _references(memory) == _ALONE), None)
-            batch = self.draw(out=None if unused is None else self.memory[unused])
+            batch = self.draw()
             if not isinstance(batch, Mapping):
                 raise TypeError(f"sample: the function returned {type(batch).__name__}, expected arrays by name")
-            if unused is not None:
-                del self.memory[unused]
-            self.memory.append({name: array for name, array in batch.items() if isinstance(array, np.ndarray)})
             return (batch if self.transform is None else self.transform(batch)), None
         except BaseException as error:  # the caller's to handle, whatever it is
             return None, error
@@ -216,16 +208,32 @@ class _Line:
             self.changed.wait_for(self.full)
 
 
-def _check_call(sample: Callable[..., Batch]) -> None:
-    """Refuses what cannot be called with `out=` alone, which else the first batch would tell."""
+def _draw(buffer: ReplayBuffer, sample: Mapping[str, Any] | Callable[[], Batch]) -> Callable[[], Batch]:
+    """The function that draws a batch. Refuses what the first batch would tell."""
+    if callable(sample):
+        try:
+            inspect.signature(sample).bind()
+        except ValueError:  # written in C
+            pass
+        except TypeError as error:
+            raise TypeError(f"sample: {_named(sample)} is called without arguments: {error}") from None
+        return sample
+    if not isinstance(sample, Mapping) or not all(isinstance(name, str) for name in sample):
+        raise TypeError(f"sample: got {sample!r}, expected arguments by name or a function")
+    if not callable(getattr(buffer, "sample", None)):
+        raise TypeError(f"buffer: got {type(buffer).__name__}, expected a ReplayBuffer")
+    if "out" in sample:
+        raise ValueError("sample: got an entry 'out', but batches that wait cannot share memory")
     try:
-        signature = inspect.signature(sample)
-    except (TypeError, ValueError):  # written in C
-        return
-    try:
-        signature.bind(out=None)
+        inspect.signature(buffer.sample).bind(**sample)
     except TypeError as error:
-        raise TypeError(f"sample: it is called with out= alone, and {sample!r} takes {signature}: {error}") from None
+        given = ", ".join(sample) or "no arguments"
+        raise TypeError(f"sample: got {given} for ReplayBuffer.sample: {error}") from None
+    return partial(buffer.sample, **sample)
+
+
+def _named(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", type(function).__name__)
 
 
 def _close(line: _Line, thread: threading.Thread) -> None:
@@ -237,10 +245,3 @@ def _close(line: _Line, thread: threading.Thread) -> None:
         line.changed.notify_all()
     if thread is not threading.current_thread():
         thread.join(timeout=10)
-
-
-def _references(memory: Batch) -> int:
-    return max(map(sys.getrefcount, memory.values()), default=0)
-
-
-_ALONE = _references({"": np.empty(0)})

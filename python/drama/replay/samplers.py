@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, SupportsFloat, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from drama import _native
+from drama.replay.casting import as_array, as_column, as_indices
 
 if TYPE_CHECKING:
     from drama.replay.buffer import ReplayBuffer
 
-_INT64 = np.dtype(np.int64)
 _FLOAT64 = np.dtype(np.float64)
+# Made once, as making them costs a good part of a small draw.
+_UNIFORM, _DISTINCT = _native.Sampler.uniform(True), _native.Sampler.uniform(False)
+_RECENT = _native.Sampler.recent()
 
 Array: TypeAlias = npt.NDArray[Any]
 Batch: TypeAlias = dict[str, Array]
@@ -41,6 +45,31 @@ def frames_of(stack: Stack | None, out: Batch | None) -> dict[str, int] | None:
     if not isinstance(stack, Mapping) or not all(isinstance(name, str) for name in stack):
         raise TypeError(f"stack: got {stack!r}, expected numbers of frames by field name")
     return dict(stack)
+
+
+def checked_flag(name: str, value: Any) -> bool:
+    """A flag, of which no text is taken for true.
+
+    Raises:
+        TypeError: it is neither true nor false.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: got {value!r}, expected True or False")
+    return bool(value)
+
+
+def _counts(name: str, state: Mapping[str, Any], dtype: npt.DTypeLike) -> Array:
+    """An entry of a `state_dict` that is an array of one axis."""
+    array = as_column(name, dtype, 0, [None], state[name])
+    if array.ndim != 1:
+        raise ValueError(f"{name}: got shape {list(array.shape)}, expected one axis")
+    return array
+
+
+def _number(name: str, value: Any) -> float:
+    if not isinstance(value, SupportsFloat) or isinstance(value, str | bytes):
+        raise TypeError(f"{name}: got {value!r}, expected a number")
+    return float(value)
 
 
 @runtime_checkable
@@ -74,8 +103,8 @@ class NativeSampler:
     """A sampler of this package: its draws are made in Rust, of sequences and of transitions."""
 
     @property
-    def source(self) -> _native._Source:
-        """What the native half knows the sampler by."""
+    def native_sampler(self) -> _native.Sampler:
+        """The sampler as the native half draws with it."""
         raise NotImplementedError
 
     def sample(
@@ -88,7 +117,8 @@ class NativeSampler:
         stack: Stack | None = None,
     ) -> Batch:
         """Draw a batch; see `ReplayBuffer.sample`."""
-        return buffer.native.sample(batch_size, length, self.source, bool(within_episode), frames_of(stack, out), out)
+        sampler, inside = self.native_sampler, checked_flag("within_episode", within_episode)
+        return buffer.native.sample(batch_size, length, sampler, inside, frames_of(stack, out), out)
 
     def sample_transitions(
         self,
@@ -103,7 +133,7 @@ class NativeSampler:
         """Draw transitions; see `ReplayBuffer.sample_transitions`."""
         frames = frames_of(stack, out)
         return buffer.native.sample_transitions(
-            batch_size, n_step, discount, self.source, list(next_fields), frames, out
+            batch_size, n_step, discount, self.native_sampler, list(next_fields), frames, out
         )
 
 
@@ -115,12 +145,12 @@ class Uniform(NativeSampler):
     """
 
     def __init__(self, replacement: bool = True) -> None:
-        self.replacement = replacement
+        self.replacement = checked_flag("replacement", replacement)
 
     @property
-    def source(self) -> _native._Source:
-        """What the native half knows the sampler by."""
-        return "uniform" if self.replacement else "distinct"
+    def native_sampler(self) -> _native.Sampler:
+        """The sampler as the native half draws with it."""
+        return _UNIFORM if self.replacement else _DISTINCT
 
     def __repr__(self) -> str:
         return f"Uniform(replacement={self.replacement})"
@@ -130,9 +160,9 @@ class MostRecent(NativeSampler):
     """The newest starts, each once: the last of every environment, then the ones before, and so on."""
 
     @property
-    def source(self) -> _native._Source:
-        """What the native half knows the sampler by."""
-        return "recent"
+    def native_sampler(self) -> _native.Sampler:
+        """The sampler as the native half draws with it."""
+        return _RECENT
 
     def __repr__(self) -> str:
         return "MostRecent()"
@@ -156,8 +186,9 @@ class Prioritized(NativeSampler):
     def __init__(self, alpha: float = 0.6, beta: float = 0.4, replacement: bool = True) -> None:
         self._alpha = alpha
         self.beta = beta
-        self.replacement = replacement
+        self.replacement = checked_flag("replacement", replacement)
         self.native = _native.Prioritized(alpha)
+        self._drawn_with: tuple[tuple[bool, float], _native.Sampler] | None = None
 
     @property
     def alpha(self) -> float:
@@ -165,9 +196,12 @@ class Prioritized(NativeSampler):
         return self._alpha
 
     @property
-    def source(self) -> _native._Source:
-        """What the native half knows the sampler by."""
-        return (self.native, bool(self.replacement), self.beta)
+    def native_sampler(self) -> _native.Sampler:
+        """The sampler as the native half draws with it."""
+        options = (bool(self.replacement), self.beta)
+        if self._drawn_with is None or self._drawn_with[0] != options:
+            self._drawn_with = (options, _native.Sampler.prioritized(self.native, *options))
+        return self._drawn_with[1]
 
     def update_priorities(self, indices: npt.ArrayLike, priorities: npt.ArrayLike) -> None:
         """Set the priorities, `[B]`, of the rows `indices`, `[B]`, as a batch names them.
@@ -178,16 +212,10 @@ class Prioritized(NativeSampler):
             ValueError: a row is none that the sampler knows, a priority is negative or not finite, or the lengths
                 differ; the message names the first offender and nothing is changed.
         """
-        slots = np.asarray(indices)
-        if slots.ndim != 1 or (slots.size and slots.dtype.kind not in "iu"):
-            raise ValueError(f"indices: got dtype {slots.dtype} and shape {slots.shape}, expected integers [B]")
-        values = np.asarray(priorities)
+        rows, values = as_indices("indices", indices), as_array("priorities", priorities)
         if values.ndim != 1 or (values.size and values.dtype.kind not in "fiu"):
             raise ValueError(f"priorities: got dtype {values.dtype} and shape {values.shape}, expected numbers [B]")
-        self.native.update(
-            slots if slots.dtype == _INT64 else slots.astype(np.int64),
-            values if values.dtype == _FLOAT64 else values.astype(np.float64),
-        )
+        self.native.update(rows, values if values.dtype == _FLOAT64 else values.astype(np.float64))
 
     def priorities(self, buffer: ReplayBuffer) -> npt.NDArray[np.float64]:
         """Return a copy of the priorities, float64 `[slots]`; `indices % slots` are the places of a batch's rows."""
@@ -205,9 +233,8 @@ class Prioritized(NativeSampler):
             KeyError: an entry is missing.
             ValueError: the entries do not belong together.
         """
-        beta = float(state["beta"])
-        priorities = np.asarray(state["priorities"], dtype=np.float64)
-        self.native.set_state(priorities, float(state["largest"]), np.asarray(state["seen"], dtype=np.uint64))
+        largest, beta = (_number(name, state[name]) for name in ("largest", "beta"))
+        self.native.set_state(_counts("priorities", state, np.float64), largest, _counts("seen", state, np.uint64))
         self.beta = beta
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -291,9 +318,11 @@ class DynamicFrequency:
             KeyError: an entry is missing.
             ValueError: the entries do not belong together.
         """
-        n, b = (np.asarray(state[name], dtype=np.uint32) for name in ("n", "b"))
-        seen, num_envs = np.asarray(state["seen"], dtype=np.uint64), int(state["num_envs"])
-        self.native.set_state(n, b, np.full(num_envs, seen) if seen.ndim == 0 else seen, num_envs)
+        n, b = (_counts(name, state, np.uint32) for name in ("n", "b"))
+        alike = np.ndim(state["seen"]) == 0
+        num_envs = operator.index(state["num_envs"])
+        seen = np.full(num_envs, state["seen"], np.uint64) if alike else _counts("seen", state, np.uint64)
+        self.native.set_state(n, b, seen, num_envs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.temperature, self.ratio, self.alpha, self.beta), self.state_dict()
@@ -312,8 +341,9 @@ class _Role(NativeSampler):
         self.role = role
 
     @property
-    def source(self) -> _native._Source:
-        return (self.frequency.native, self.role)
+    def native_sampler(self) -> _native.Sampler:
+        make = _native.Sampler.world_model if self.role == "world_model" else _native.Sampler.imagination
+        return make(self.frequency.native)
 
     def __repr__(self) -> str:
         return f"{self.frequency}.{self.role}"

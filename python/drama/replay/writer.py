@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drama.replay.buffer import ReplayBuffer
-from drama.replay.casting import as_column
+from drama.replay.casting import as_array, as_column, as_indices
 
 Ids = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -26,8 +26,13 @@ class StepWriter:
     mode, and the writer knows it. Every row then belongs to its episode, and `sample_transitions` finds what followed
     each, also after the last row of an episode and where a reset broke one off.
 
-    The buffer needs a field `action`, a field `reward`, and `obs` or, where observations are dictionaries, a field for
-    each of their keys. Values are cast as in `ReplayBuffer.add`.
+    The buffer needs the fields `obs`, `action` and `reward`. Where observations or actions are dictionaries, it needs a
+    field for each of their keys in the place of `obs` or `action`, under the key's own name: with observations
+    `{"camera": ..., "speed": ...}`, fields `camera` and `speed`. Keys that observations and actions share have to be
+    renamed first, and what is nested deeper to be flattened, as by Gymnasium's `FlattenObservation`. With such fields
+    `sample_transitions` is told `next_fields=("camera", "speed")`, and gives `next_camera` and `next_speed`.
+
+    Values are cast as in `ReplayBuffer.add`.
 
     Args:
         buffer: where the rows go.
@@ -38,9 +43,14 @@ class StepWriter:
 
     Raises:
         ValueError: the numbers of environments differ, or there is no such mode.
+        TypeError: `buffer` is no ReplayBuffer, or `envs` has no `step`.
     """
 
     def __init__(self, buffer: ReplayBuffer, envs: Any, autoreset_mode: object = None) -> None:
+        if not isinstance(buffer, ReplayBuffer):
+            raise TypeError(f"buffer: got {type(buffer).__name__}, expected a ReplayBuffer")
+        if not callable(getattr(envs, "step", None)) or isinstance(envs, type):
+            raise TypeError(f"envs: got {type(envs).__name__}, expected an environment, or a vector of them")
         num_envs = getattr(envs, "num_envs", None)
         self._single = num_envs is None
         if (1 if self._single else num_envs) != buffer.num_envs:
@@ -111,12 +121,16 @@ class StepWriter:
             infos: infos of the vector. With "SameStep" they hold `final_obs`; `env_id`, where a vector returns some
                 environments at a time, says which.
             envs: numbers of these K environments, by default what `infos` say, or all in order.
-            columns: arrays `[K, ...]` for further fields of the row, such as the log-probability of the action.
+            columns: arrays `[K, ...]` for further fields of the row, such as the log-probability of the action. Not
+                those that the other arguments give, nor `is_first`, which the writer knows.
 
         Raises:
-            ValueError: an array does not fit its field, or `infos` lack a final observation; then nothing is added.
+            ValueError: an array does not fit its field, a field has two values, or `infos` lack a final observation;
+                then nothing is added.
             RuntimeError: an environment has to be reset first.
         """
+        if infos is not None and not isinstance(infos, Mapping):
+            raise TypeError(f"infos: got {type(infos).__name__}, expected the mapping that `step` returned")
         infos = {} if infos is None or self._single else infos
         if envs is None and "env_id" in infos and "_env_id" not in infos:  # an environment's own has a mask
             envs = infos["env_id"]
@@ -128,8 +142,12 @@ class StepWriter:
                                " autoreset, after each episode")  # fmt: skip
         parts = self._parts(obs, count)
         ends = self._flags("terminated", terminated, count) | self._flags("truncated", truncated, count)
-        given = {"reward": reward, "terminated": terminated, "truncated": truncated, **columns}
-        given.update(action if isinstance(action, Mapping) else {"action": action})
+        given = {"reward": reward, "terminated": terminated, "truncated": truncated}
+        for more in (action if isinstance(action, Mapping) else {"action": action}, columns):
+            for name, value in more.items():
+                if name in given or name in parts or name == "is_first":
+                    raise ValueError(f'field "{name}": got two values, as add_step has one already')
+                given[name] = value
         row = {name: self._column(name, value, count) for name, value in given.items()}
         live = ~self._skip[ids]
         final = self._final(parts, infos, live & ends)
@@ -191,12 +209,11 @@ class StepWriter:
     def _ids(self, envs: npt.ArrayLike | None) -> Ids:
         if envs is None:
             return np.arange(self.buffer.num_envs)
-        ids = np.asarray(envs)
-        known = ids.ndim == 1 and ids.dtype.kind in "iu" and ((ids >= 0) & (ids < self.buffer.num_envs)).all()
-        if not known or len(np.unique(ids)) < len(ids):
+        ids = as_indices("envs", envs, "K")
+        if not ((ids >= 0) & (ids < self.buffer.num_envs)).all() or len(np.unique(ids)) < len(ids):
             last = self.buffer.num_envs - 1
             raise ValueError(f"envs: got {envs!r}, expected different numbers [K] from 0 to {last}")
-        return ids.astype(np.int64)
+        return ids
 
     def _parts(self, obs: Any, count: int, lead: tuple[None] | tuple[()] = ()) -> Columns:
         """Arrays `[count, ...]` of the parts of observations, by field."""
@@ -205,7 +222,8 @@ class StepWriter:
         if isinstance(obs, tuple) or parts.keys() != expected:
             got = "a tuple" if isinstance(obs, tuple) else f"the parts {', '.join(map(str, parts))}"
             raise ValueError(f"obs: got {got}, expected {', '.join(expected)}, each an array")
-        return {name: self._column(name, np.asarray(part)[lead], count) for name, part in parts.items()}
+        arrays = {name: as_array(f'field "{name}"', part)[lead] for name, part in parts.items()}
+        return {name: self._column(name, array, count) for name, array in arrays.items()}
 
     def _flags(self, name: str, value: npt.ArrayLike, count: int) -> Flags:
         flags = as_column(name, bool, 0, [count], value)

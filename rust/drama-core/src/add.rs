@@ -16,7 +16,7 @@ impl Ring {
     /// it. `columns` has one entry per field in schema order, laid out `[envs, ...]`.
     pub fn set_final(&mut self, envs: &[usize], columns: &[Option<&[u8]>]) -> Result<()> {
         self.check_envs(envs)?;
-        self.check_sizes(envs.len(), columns)?;
+        self.check_bytes(envs.len(), columns)?;
         let built_in = self.schema.fields().iter().zip(columns).skip(self.schema.terminated());
         if let Some((field, _)) = built_in.clone().find(|(_, given)| given.is_some()) {
             return Error::value(format!("field {:?} has no value after the end of an episode", field.name()));
@@ -208,7 +208,7 @@ impl Ring {
     }
 
     fn check_columns(&self, rows: usize, envs: usize, columns: &[Option<&[u8]>]) -> Result<()> {
-        self.check_sizes(rows.saturating_mul(envs), columns)?;
+        self.check_bytes(rows.saturating_mul(envs), columns)?;
         let required = &self.schema.fields()[..self.schema.is_first()];
         match required.iter().zip(columns).find(|(_, given)| given.is_none()) {
             Some((field, _)) => Err(Error::Key(format!("field {:?} is missing", field.name()))),
@@ -216,7 +216,7 @@ impl Ring {
         }
     }
 
-    fn check_sizes(&self, rows: usize, columns: &[Option<&[u8]>]) -> Result<()> {
+    fn check_bytes(&self, rows: usize, columns: &[Option<&[u8]>]) -> Result<()> {
         if columns.len() != self.columns.len() {
             return Error::value(format!("expected {} fields, got {}", self.columns.len(), columns.len()));
         }
@@ -227,6 +227,13 @@ impl Ring {
                     "field {:?} has {} bytes, expected {expected:?}",
                     field.name(),
                     bytes.len()
+                ));
+            }
+            if let Some(bytes) = given.filter(|bytes| !field.holds(bytes)) {
+                let byte = bytes.iter().find(|&&byte| byte > 1).copied().unwrap_or(0);
+                return Error::value(format!(
+                    "field {:?}: got a boolean of byte {byte}, expected 0 or 1",
+                    field.name()
                 ));
             }
         }

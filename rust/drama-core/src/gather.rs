@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// What a sequence consists of.
-pub struct Layout<'a> {
+pub struct Sequences<'a> {
     /// Rows of a sequence.
     pub length: usize,
     /// Whether a sequence ends with its episode or with the newest row. The rest is zero then, and one more output
@@ -22,24 +22,29 @@ pub struct Layout<'a> {
 /// Copies the sequences of `length` rows that start in `starts` to `outputs`: one slice per field in schema order,
 /// laid out `[starts, length, ...]`.
 pub fn gather(ring: &Ring, starts: &[usize], length: usize, outputs: Vec<&mut [u8]>) -> Result<()> {
-    gather_sequences(ring, starts, &Layout { length, within_episode: false, stacks: &[] }, outputs)
+    gather_sequences(ring, starts, &Sequences { length, within_episode: false, stacks: &[] }, outputs)
 }
 
-/// As `gather`, in the given layout: `[starts, length, frames, ...]` for a stacked field, and `[starts, length]` for
+/// As `gather`, of such sequences: `[starts, length, frames, ...]` for a stacked field, and `[starts, length]` for
 /// the mask in the end.
-pub fn gather_sequences(ring: &Ring, starts: &[usize], layout: &Layout<'_>, outputs: Vec<&mut [u8]>) -> Result<()> {
-    let places = places(ring, starts, layout)?;
+pub fn gather_sequences(
+    ring: &Ring,
+    starts: &[usize],
+    sequences: &Sequences<'_>,
+    outputs: Vec<&mut [u8]>,
+) -> Result<()> {
+    let places = places(ring, starts, sequences)?;
     let fields = ring.schema().fields().iter().enumerate();
     let mut sizes: Vec<_> = fields
         .map(|(index, field)| {
-            field.row_bytes().saturating_mul(frames(layout.stacks, index).saturating_mul(layout.length))
+            field.row_bytes().saturating_mul(frames(sequences.stacks, index).saturating_mul(sequences.length))
         })
         .collect();
-    if layout.within_episode {
-        sizes.push(layout.length);
+    if sequences.within_episode {
+        sizes.push(sequences.length);
     }
     let stream = outputs.iter().map(|output| output.len()).sum::<usize>() >= STREAM_FROM;
-    in_parallel(&places, &sizes, outputs, |places, outputs| copy(ring, places, layout, outputs, stream))
+    in_parallel(&places, &sizes, outputs, |places, outputs| copy(ring, places, sequences, outputs, stream))
 }
 
 /// Frames per row of a field.
@@ -94,22 +99,22 @@ struct Place {
 }
 
 /// Finds the sequences, or says which start has none.
-fn places(ring: &Ring, starts: &[usize], layout: &Layout<'_>) -> Result<Vec<Place>> {
-    let length = layout.length;
+fn places(ring: &Ring, starts: &[usize], sequences: &Sequences<'_>) -> Result<Vec<Place>> {
+    let length = sequences.length;
     if length == 0 || length > ring.rows_per_env() {
         return Error::value(format!(
             "length must be from 1 to {} (the rows kept per environment), got {length}",
             ring.rows_per_env()
         ));
     }
-    let before = layout.stacks.iter().copied().max().unwrap_or(0).saturating_sub(1);
+    let before = sequences.stacks.iter().copied().max().unwrap_or(0).saturating_sub(1);
     let place = |&slot: &usize| {
         if !ring.holds(slot) {
             return Err(Error::Index(format!("index {slot} holds no row ({} rows are stored)", ring.len())));
         }
         let (env, t) = ring.row_of(slot);
         let left = ring.totals()[env] - t;
-        if !layout.within_episode && left < length as u64 {
+        if !sequences.within_episode && left < length as u64 {
             let index = ring.index(slot);
             return Err(Error::Index(format!("index {index} is followed by {left} rows, fewer than length {length}")));
         }
@@ -117,7 +122,7 @@ fn places(ring: &Ring, starts: &[usize], layout: &Layout<'_>) -> Result<Vec<Plac
             let index = ring.index(slot);
             return Err(Error::Index(format!("index {index}: one of the {} frames to stack is gone", before + 1)));
         }
-        let real = if layout.within_episode { ring.run(env, t, length) } else { length };
+        let real = if sequences.within_episode { ring.run(env, t, length) } else { length };
         Ok(Place { env, t, position: slot - env * ring.rows_per_env(), real })
     };
     let mut places = room(starts.len(), STARTS)?;
@@ -127,9 +132,9 @@ fn places(ring: &Ring, starts: &[usize], layout: &Layout<'_>) -> Result<Vec<Plac
     Ok(places)
 }
 
-fn copy(ring: &Ring, places: &[Place], layout: &Layout<'_>, mut outputs: Vec<&mut [u8]>, stream: bool) {
-    let length = layout.length;
-    if layout.within_episode
+fn copy(ring: &Ring, places: &[Place], sequences: &Sequences<'_>, mut outputs: Vec<&mut [u8]>, stream: bool) {
+    let length = sequences.length;
+    if sequences.within_episode
         && let Some(mask) = outputs.pop()
     {
         for (&Place { real, .. }, mask) in places.iter().zip(mask.chunks_exact_mut(length)) {
@@ -138,7 +143,7 @@ fn copy(ring: &Ring, places: &[Place], layout: &Layout<'_>, mut outputs: Vec<&mu
         }
     }
     for (index, output) in outputs.into_iter().enumerate() {
-        let frames = frames(layout.stacks, index);
+        let frames = frames(sequences.stacks, index);
         let size = ring.schema().fields()[index].row_bytes() * frames;
         if frames == 1 && length == 1 {
             let slots = places.iter().map(|place| place.env * ring.rows_per_env() + place.position);

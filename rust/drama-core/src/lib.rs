@@ -21,8 +21,8 @@ mod transition;
 mod vector;
 
 pub use error::{Error, Result};
-pub use frame::{AreaResize, Colours, Screens, Slot, Source, Stack};
-pub use gather::{Layout, gather, gather_sequences};
+pub use frame::{AreaResize, Colours, Moment, Screens, Source, Stack};
+pub use gather::{Sequences, gather, gather_sequences};
 pub use memory::try_collect;
 pub use parallel::cores;
 pub use pool::{Lease, Pool};

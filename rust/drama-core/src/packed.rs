@@ -65,14 +65,14 @@ impl Packed {
         self.stored -= std::mem::replace(&mut self.rows[slot], packed).len();
     }
 
-    /// Takes a row over as `get` gave it; `false` if it is none.
-    pub(crate) fn restore(&mut self, slot: usize, packed: Box<[u8]>) -> bool {
+    /// Takes a row over as `get` gave it; `false` if it is none, or one that `holds` refuses.
+    pub(crate) fn restore(&mut self, slot: usize, packed: Box<[u8]>, holds: impl Fn(&[u8]) -> bool) -> bool {
         // No byte stands for more than `EXPANSION`: what cannot be a row takes no memory for one.
-        let whole = packed.len() == self.row_bytes
+        let whole = packed.len() == self.row_bytes && holds(&packed)
             || packed.len() < self.row_bytes && self.row_bytes <= (packed.len() + 16) * EXPANSION && {
                 self.scratch.resize(get_maximum_output_size(self.row_bytes), 0);
                 let row = &mut self.scratch[..self.row_bytes];
-                decompress_into(&packed, row).is_ok_and(|len| len == self.row_bytes)
+                decompress_into(&packed, row).is_ok_and(|len| len == self.row_bytes) && holds(row)
             };
         if whole {
             self.put(slot, packed);
@@ -108,15 +108,15 @@ mod tests {
         for size in [20, 1000, 1 << 20] {
             let mut packed = Packed::new("x", 4, size).unwrap();
             for short in [0, 1, size / 2, size - 1] {
-                assert!(!packed.restore(0, compress(&vec![7; short]).into()), "{short} of {size}");
-                assert!(!packed.restore(0, vec![0; short].into()), "{short} of {size}");
+                assert!(!packed.restore(0, compress(&vec![7; short]).into(), |_| true), "{short} of {size}");
+                assert!(!packed.restore(0, vec![0; short].into(), |_| true), "{short} of {size}");
             }
-            assert!(!packed.restore(0, compress(&vec![7; size + 1]).into()));
-            assert!(!packed.restore(0, vec![7; size + 1].into()));
+            assert!(!packed.restore(0, compress(&vec![7; size + 1]).into(), |_| true));
+            assert!(!packed.restore(0, vec![7; size + 1].into(), |_| true));
             assert_eq!(packed.stored(), 0);
             for (slot, row) in [(0, vec![7; size]), (1, (0..size).map(|at| (at * at) as u8).collect())] {
                 let whole: Vec<u8> = if slot == 0 { compress(&row) } else { row.clone() };
-                assert!(packed.restore(slot, whole.into()));
+                assert!(packed.restore(slot, whole.into(), |_| true));
                 let mut read = vec![1; size];
                 packed.read(slot, &mut read);
                 assert_eq!(read, row);

@@ -137,6 +137,12 @@ impl Field {
     pub fn row_bytes(&self) -> usize {
         self.row_bytes
     }
+
+    /// Whether `bytes` can be elements of the field: those of a boolean are 0 or 1.
+    pub(crate) fn holds(&self, bytes: &[u8]) -> bool {
+        // All of them, without a branch for each.
+        self.dtype != DType::Bool || bytes.iter().fold(0, |all, byte| all | byte) <= 1
+    }
 }
 
 /// The ordered fields of a row: the caller's, then `terminated`, `truncated`, `is_first`.

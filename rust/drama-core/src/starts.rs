@@ -6,6 +6,7 @@ use crate::{
     error::{Error, Result},
     memory::try_collect,
     ring::Ring,
+    sampler::all_found,
     transition,
 };
 
@@ -115,6 +116,11 @@ impl<'r> Starts<'r> {
         self.sums.last().copied().unwrap_or(0)
     }
 
+    /// How many starts there are, found row by row where it has to be.
+    pub(crate) fn count(&self) -> Result<usize> {
+        if self.conditional() { Ok(all_found(self)?.len()) } else { Ok(self.bound()) }
+    }
+
     /// Slot of the start with this number below `bound`.
     pub(crate) fn slot(&self, number: usize) -> usize {
         let env = match self.even {
@@ -168,12 +174,13 @@ impl<'r> Starts<'r> {
             return Error::value("batch_size must be at least 1, got 0");
         }
         if self.bound() < if distinct { count } else { 1 } {
-            return Error::value(self.too_few(count, distinct, self.bound()));
+            return Error::value(self.too_few(count, distinct, self.count()?));
         }
         Ok(())
     }
 
-    fn what(&self) -> String {
+    /// What is drawn, in words.
+    pub(crate) fn what(&self) -> String {
         match self.kind {
             Kind::Sequence { length } | Kind::Episode { length } => format!("starts of length {length}"),
             Kind::Transition { steps, .. } => format!("transitions of {steps} steps"),
@@ -189,7 +196,12 @@ impl<'r> Starts<'r> {
         let filled = || (0..self.ring.num_envs()).map(|env| self.ring.filled(env));
         let (least, most) = (filled().min().unwrap_or(0), filled().max().unwrap_or(0));
         let rows = if least == most { least.to_string() } else { format!("{least} to {most}") };
-        format!("asked for {count} {what}, but none exist: each environment holds {rows} rows")
+        let lacking = match self.kind {
+            Kind::Transition { .. } if most > 0 => ", and what follows them is not known yet, or not any more",
+            _ if self.conditional() && most > 0 => ", and of each the frames to be stacked are overwritten",
+            _ => "",
+        };
+        format!("asked for {count} {what}, but none exist: each environment holds {rows} rows{lacking}")
     }
 }
 

@@ -1,7 +1,7 @@
 //! Resize by area against its definition, the colour table, stacks, sticky actions.
 #![allow(missing_docs)]
 
-use drama_core::{AreaResize, Colours, Screens, Slot, Source, Stack, Sticky};
+use drama_core::{AreaResize, Colours, Moment, Screens, Source, Stack, Sticky};
 use proptest::prelude::*;
 
 /// Average over the rectangle that one target pixel covers, in f64.
@@ -60,15 +60,15 @@ fn sizes_that_enlarge_are_refused() {
 #[test]
 fn colours_are_learnt_and_pooled_by_channel() {
     let mut screens = Screens::new(1, 2, (1, 2), Colours::Rgb).unwrap();
-    assert!(!screens.take(Slot::Last, &[4, 6]).unwrap());
+    assert!(!screens.take(Moment::Last, &[4, 6]).unwrap());
     screens.learn(&[4, 6], &[10, 200, 30, 1, 2, 3]).unwrap();
-    assert!(screens.take(Slot::Last, &[4, 6]).unwrap());
+    assert!(screens.take(Moment::Last, &[4, 6]).unwrap());
     screens.compose(Source::Last);
     assert_eq!(screens.frame(), [10, 200, 30, 1, 2, 3]);
-    assert!(screens.take(Slot::Previous, &[6, 4]).unwrap());
-    assert!(!screens.take(Slot::Previous, &[6, 8]).unwrap());
+    assert!(screens.take(Moment::Previous, &[6, 4]).unwrap());
+    assert!(!screens.take(Moment::Previous, &[6, 8]).unwrap());
     screens.learn(&[8, 8], &[50, 0, 250, 50, 0, 250]).unwrap();
-    assert!(screens.take(Slot::Previous, &[8, 8]).unwrap());
+    assert!(screens.take(Moment::Previous, &[8, 8]).unwrap());
     screens.compose(Source::Both);
     assert_eq!(screens.frame(), [50, 200, 250, 50, 2, 250]);
     let mut restored = Screens::new(1, 2, (1, 2), Colours::Rgb).unwrap();
@@ -85,12 +85,12 @@ struct Model {
 }
 
 impl Model {
-    fn colours(&self, slot: Slot) -> Vec<u8> {
-        self.indices[slot as usize].iter().flat_map(|&index| self.palette[usize::from(index)]).collect()
+    fn colours(&self, moment: Moment) -> Vec<u8> {
+        self.indices[moment as usize].iter().flat_map(|&index| self.palette[usize::from(index)]).collect()
     }
 
     fn compose(&mut self, source: Source) {
-        let (last, previous) = (self.colours(Slot::Last), self.colours(Slot::Previous));
+        let (last, previous) = (self.colours(Moment::Last), self.colours(Moment::Previous));
         let brighter = |a: &[u8], b: &[u8]| a.iter().zip(b).map(|(a, b)| *a.max(b)).collect();
         self.shown = match source {
             Source::Last => last,
@@ -124,20 +124,20 @@ proptest! {
         let mut screens = Screens::new(SCREEN.0, SCREEN.1, target, Colours::Rgb).unwrap();
         let mut resize = AreaResize::new(SCREEN, target).unwrap();
         for (previous, last, source, restore) in steps {
-            for (slot, edits) in [(Slot::Previous, previous), (Slot::Last, last)] {
-                if slot == Slot::Last && source == Source::ShownAndPrevious {
+            for (moment, edits) in [(Moment::Previous, previous), (Moment::Last, last)] {
+                if moment == Moment::Last && source == Source::ShownAndPrevious {
                     continue;
                 }
-                let indices = &mut model.indices[slot as usize];
+                let indices = &mut model.indices[moment as usize];
                 for (top, left, height, width, colour) in edits {
                     for row in indices.chunks_exact_mut(SCREEN.1).skip(top).take(height) {
                         row.iter_mut().skip(left).take(width).for_each(|pixel| *pixel = colour);
                     }
                 }
                 let indices = indices.clone();
-                if !screens.take(slot, &indices).unwrap() {
-                    screens.learn(&indices, &model.colours(slot)).unwrap();
-                    prop_assert!(screens.take(slot, &indices).unwrap());
+                if !screens.take(moment, &indices).unwrap() {
+                    screens.learn(&indices, &model.colours(moment)).unwrap();
+                    prop_assert!(screens.take(moment, &indices).unwrap());
                 }
             }
             screens.compose(source);

@@ -39,6 +39,11 @@ proptest! {
     }
 
     #[test]
+    fn values_of_any_kind_in_the_manifest(script in prop::collection::vec(any::<u8>(), 2..8)) {
+        run(&[&[16][..], &script].concat());
+    }
+
+    #[test]
     fn arbitrary_files(mode in 0_u8..8, content in prop::collection::vec(any::<u8>(), 0..400)) {
         run(&[&[mode | 2][..], &content].concat());
     }
@@ -63,8 +68,17 @@ fn every_number_of_the_manifest() {
 }
 
 #[test]
+fn every_value_of_the_manifest_by_one_of_another_kind() {
+    for which in 0..100 {
+        for value in 128..142 {
+            run(&[16, which, value]);
+        }
+    }
+}
+
+#[test]
 fn an_untouched_save() {
-    for mode in [0, 1, 4, 5, 8] {
+    for mode in [0, 1, 4, 5, 8, 16] {
         run(&[mode]);
     }
 }

@@ -386,6 +386,45 @@ fn flags_that_are_neither_true_nor_false_are_refused() {
 }
 
 #[test]
+fn booleans_of_every_kind_are_true_or_false() {
+    let flag = |name| Field::new(name, DType::Bool, vec![20]).unwrap();
+    let schema = Schema::new(vec![flag("plain"), flag("packed").compressed()]).unwrap();
+    let mut ring = Ring::new(schema, 4, 1).unwrap();
+    let (yes, odd) = (vec![1; 20], [vec![1; 19], vec![2]].concat());
+    let given = |index: usize| (0..2).map(|at| if at == index { odd.clone() } else { yes.clone() }).collect::<Vec<_>>();
+    for index in 0..2 {
+        let (values, message) =
+            (given(index), format!("field {:?}: got a boolean of byte 2, expected 0 or 1", ["plain", "packed"][index]));
+        let columns = [Some(&values[0][..]), Some(&values[1][..]), Some(&[0][..]), Some(&[1][..]), None];
+        assert_eq!(ring.add(1, None, &columns).unwrap_err().to_string(), message);
+    }
+    ring.add(1, None, &[Some(&yes), Some(&yes), Some(&[0]), Some(&[1]), None]).unwrap();
+    assert!(ring.set_final(&[0], &[Some(&odd), None, None, None, None]).is_err());
+    ring.set_final(&[0], &[Some(&yes), None, None, None, None]).unwrap();
+    let directory = Directory::new();
+    save(&(&ring, &seeded(0)), None, &directory.0).unwrap();
+    let sound = files(&directory.0);
+    load(&directory.0).unwrap();
+    // Of the plain row, of the compressed one (a run of ones, of which the first byte is literal), of the final value.
+    let place = |bytes: &[u8], which: usize| match which {
+        0 => 32,
+        1 => 32 + 20 + 4 + 1,
+        _ => bytes.len() - 1,
+    };
+    for which in 0..3 {
+        for (name, bytes) in &sound {
+            fs::write(directory.0.join(name), bytes).unwrap();
+        }
+        sign_chunk(&directory, |bytes| {
+            let at = place(bytes, which);
+            assert_eq!(bytes[at], 1);
+            bytes[at] = 2;
+        });
+        assert!(matches!(load(&directory.0), Err(Error::Corrupt { .. })), "value {which}");
+    }
+}
+
+#[test]
 fn saves_with_final_values_write_what_is_new() {
     let directory = Directory::new();
     let mut ring = large(400, 1);

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, HashSet};
 
 use drama_core::{
-    DType, DynamicFrequency, Field, Layout, Prioritized, Ring, Role, Schema, Starts, Steps, draw_recent, draw_uniform,
-    gather_sequences, gather_transitions, seeded,
+    DType, DynamicFrequency, Field, Prioritized, Ring, Role, Schema, Sequences, Starts, Steps, draw_recent,
+    draw_uniform, gather_sequences, gather_transitions, seeded,
 };
 use proptest::prelude::*;
 
@@ -178,13 +178,13 @@ proptest! {
             for &slot in &valid {
                 let (mut rewards, mut flags, mut mask) = (vec![9; length * frames * 8], vec![vec![9; length]; 3], vec![9; length]);
                 let stacks = [frames];
-                let layout = Layout { length, within_episode: within, stacks: &stacks };
+                let sequences = Sequences { length, within_episode: within, stacks: &stacks };
                 let mut outputs = vec![&mut rewards[..]];
                 outputs.extend(flags.iter_mut().map(|flag| &mut flag[..]));
                 if within {
                     outputs.push(&mut mask);
                 }
-                gather_sequences(ring, &[slot], &layout, outputs).unwrap();
+                gather_sequences(ring, &[slot], &sequences, outputs).unwrap();
                 let (env, t) = ring.row_of(slot);
                 let real = if within { model.run(env, t as usize, length) } else { length };
                 let mut expected = Vec::new();

@@ -57,7 +57,7 @@ fn boards(shares: &[usize], rows: &[usize], crowded: bool) -> (Arc<Board>, Arc<B
 /// Makes a worker return from serving.
 fn summon(board: &Board, worker: usize) {
     board.post(board.desk(worker));
-    board.ring(worker);
+    board.wake(worker);
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn every_step_arrives_once() {
                 *expected += action;
                 post(&board, env, action);
             }
-            (0..3).for_each(|worker| board.ring(worker));
+            (0..3).for_each(|worker| board.wake(worker));
             assert!(board.wait(6, LONG));
             for (env, expected) in expected.iter().enumerate() {
                 assert!(board.is_done(env));
@@ -106,7 +106,7 @@ fn some_are_ready_before_others() {
         .collect();
     let mut steps = [0_u64; 4];
     (0..4).for_each(|env| post(&board, env, 1));
-    (0..2).for_each(|worker| board.ring(worker));
+    (0..2).for_each(|worker| board.wake(worker));
     for _ in 0..2000 {
         assert!(board.wait(2, LONG));
         let ready = board.ready();
@@ -115,7 +115,7 @@ fn some_are_ready_before_others() {
             steps[*env] += 1;
             assert!(board.take(*env).reward.total_cmp(&(steps[*env] as f64)).is_eq());
             post(&board, *env, 1);
-            board.ring(board.worker(*env));
+            board.wake(board.worker(*env));
         }
     }
     assert!(board.wait(4, LONG));
@@ -169,7 +169,7 @@ fn orders_are_answered() {
     for round in 0..300_usize {
         let order: Vec<_> = (0..=round * round * 40).map(|i| (i % 251) as u8).collect();
         post(&board, 0, 1);
-        board.ring(0);
+        board.wake(0);
         board.write_mail(board.desk(1), &order).unwrap();
         summon(&board, 1);
         assert!(board.wait_for_order(1, LONG));
@@ -217,7 +217,7 @@ fn what_was_asked_of_the_dead_is_forgotten() {
         count.fetch_add(1, SeqCst);
     });
     post(&board, 0, 4);
-    board.ring(0);
+    board.wake(0);
     assert!(board.wait(1, LONG));
     assert_eq!(served.load(SeqCst), 0);
     summon(&board, 0);

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use drama_core::{DType, Field, Lease, Pool, try_collect};
 use numpy::{
-    Element, PyArrayDescr, PyArrayDescrMethods, PyReadonlyArray1, PyUntypedArray, PyUntypedArrayMethods,
+    Element, PyArray1, PyArrayDescr, PyArrayDescrMethods, PyArrayMethods, PyReadonlyArray1, PyUntypedArray,
+    PyUntypedArrayMethods,
+    ndarray::ArrayView1,
     npyffi::{_PyArray_GET_ITEM_DATA, NPY_ARRAY_WRITEABLE, NpyTypes, PY_ARRAY_API, get_type_object, npy_intp},
 };
 use pyo3::{
@@ -82,10 +84,14 @@ pub(crate) fn columns<'py>(
     Ok((rows, columns))
 }
 
-/// The different environments in the int64 array `value`.
+/// The numbers of environments in `value`.
 pub(crate) fn envs(value: &Bound<'_, PyAny>, num_envs: usize) -> PyResult<Vec<usize>> {
     let field = Field::new("envs", DType::Int64, Vec::new()).map_err(to_python)?;
-    let array = input(&field, value, &mut [None])?;
+    let array = column(&field, value, &mut [None]).or_else(|_| {
+        let py = value.py();
+        let indices = casting(py)?.getattr(intern!(py, "as_indices"))?.call1(("envs", value, "K"))?;
+        column(&field, &indices, &mut [None])
+    })?;
     let number = |bytes: &[u8]| {
         let env = bytes.try_into().map_or(-1, i64::from_ne_bytes);
         usize::try_from(env)
@@ -127,9 +133,23 @@ fn input<'py>(
         return Ok(array);
     }
     let py = value.py();
-    let cast = py.import(intern!(py, "drama.replay.casting"))?.getattr(intern!(py, "as_column"))?;
+    let cast = casting(py)?.getattr(intern!(py, "as_column"))?;
     let given = (field.name(), field.dtype().name(), field.shape().len(), leading.to_vec(), value);
     column(field, &cast.call1(given)?, leading)
+}
+
+/// The module that casts what is no array as it has to be.
+fn casting(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
+    py.import(intern!(py, "drama.replay.casting"))
+}
+
+/// Whether an array has a mask, which its bytes do not tell.
+fn is_masked(array: &Bound<'_, PyUntypedArray>) -> PyResult<bool> {
+    if array.is_exact_instance_of::<PyUntypedArray>() {
+        return Ok(false);
+    }
+    let py = array.py();
+    array.is_instance(&py.import(intern!(py, "numpy.ma"))?.getattr(intern!(py, "MaskedArray"))?)
 }
 
 fn column<'py>(
@@ -144,6 +164,9 @@ fn column<'py>(
     let Ok(array) = value.cast::<PyUntypedArray>() else {
         return refuse("type", value.get_type().name()?.to_string(), "a NumPy array".into());
     };
+    if is_masked(array)? {
+        return refuse("type", value.get_type().name()?.to_string(), "an array without a mask".into());
+    }
     let dtype = array.dtype();
     // Not by NumPy's own comparison, which needs a second object: of some types there are two alike.
     let native = dtype.is_native_byteorder().unwrap_or(true);
@@ -203,6 +226,22 @@ fn data(array: &Bound<'_, PyUntypedArray>) -> *mut u8 {
 #[pyclass(frozen, module = "drama._native")]
 struct Memory(#[allow(dead_code)] Lease);
 
+impl Memory {
+    /// The memory as an array of bytes, which is writable: NumPy asks that of what an array stands on before it lets
+    /// somebody who made the array read-only make it writable again.
+    fn array(py: Python<'_>, lease: Lease, bytes: usize) -> PyResult<Bound<'_, PyUntypedArray>> {
+        let pointer: *const u8 = lease.pointer();
+        let memory = Bound::new(py, Self(lease))?.into_any();
+        // SAFETY: the memory has this many bytes, any of which are a `u8`, and stays for as long as the array holds on
+        // to `memory`.
+        let array = unsafe {
+            let view = ArrayView1::from_shape_ptr(bytes, pointer);
+            PyArray1::borrow_from_array(&view, memory)
+        };
+        Ok(array.as_untyped().clone())
+    }
+}
+
 /// Size from which an array's memory is used again; below it, NumPy's own way is as fast.
 const POOL_FROM: usize = 64 << 10;
 
@@ -216,8 +255,8 @@ fn empty<'py>(
 ) -> PyResult<Bound<'py, PyUntypedArray>> {
     let lease = || pool.take(bytes, &format!("field {:?} of a batch", field.name())).map_err(to_python);
     let lease = if bytes >= POOL_FROM { Some(lease()?) } else { None };
-    let data = lease.as_ref().map_or(std::ptr::null_mut(), Lease::pointer);
-    let memory = lease.map(|lease| Bound::new(py, Memory(lease))).transpose()?;
+    let memory = lease.map(|lease| Memory::array(py, lease, bytes)).transpose()?;
+    let data = memory.as_ref().map_or(std::ptr::null_mut(), data);
     let mut sides = shape.iter().map(|&side| npy_intp::try_from(side)).collect::<Result<Vec<_>, _>>()?;
     // SAFETY: a new array with as many sides as are told; what it takes over is ours: the type, and the memory, which
     // is on a cache line, large enough and stays for as long as the array holds on to `memory`.

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard};
 
-use drama_core::{Colours, Screens, Slot, Source, Stack, Sticky};
+use drama_core::{Colours, Moment, Screens, Source, Stack, Sticky};
 use numpy::{PyArray1, PyArrayDyn, PyArrayMethods, PyReadwriteArrayDyn, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::{
     exceptions::{PyRuntimeError, PyValueError},
@@ -78,14 +78,14 @@ impl AtariStepper {
     }
 
     /// Takes the emulator's screen, asking it for colours only where one is new.
-    fn grab(&self, py: Python<'_>, screens: &mut Screens, slot: Slot) -> PyResult<()> {
+    fn grab(&self, py: Python<'_>, screens: &mut Screens, moment: Moment) -> PyResult<()> {
         let indices = self.indices.bind(py);
         self.get_screen.bind(py).call1((indices,))?;
-        if !screens.take(slot, bytes(indices)).map_err(to_python)? {
+        if !screens.take(moment, bytes(indices)).map_err(to_python)? {
             let rendered = self.rendered.bind(py);
             self.ale.bind(py).call_method1(self.render, (rendered,))?;
             screens.learn(bytes(indices), bytes(rendered)).map_err(to_python)?;
-            screens.take(slot, bytes(indices)).map_err(to_python)?;
+            screens.take(moment, bytes(indices)).map_err(to_python)?;
         }
         Ok(())
     }
@@ -197,7 +197,7 @@ impl AtariStepper {
         let py = out.py();
         let (mut out, mut game) = (self.output(out)?, self.game()?);
         let Game { screens, stack, lives, .. } = &mut *game;
-        self.grab(py, screens, Slot::Last)?;
+        self.grab(py, screens, Moment::Last)?;
         *lives = self.lives(py)?;
         let out = out.as_slice_mut()?;
         py.detach(|| {
@@ -228,11 +228,11 @@ impl AtariStepper {
             }
             match left {
                 1 if self.pool => {
-                    self.grab(py, &mut game.screens, Slot::Previous)?;
+                    self.grab(py, &mut game.screens, Moment::Previous)?;
                     source = Some(Source::ShownAndPrevious);
                 }
                 0 => {
-                    self.grab(py, &mut game.screens, Slot::Last)?;
+                    self.grab(py, &mut game.screens, Moment::Last)?;
                     source = Some(if self.pool { Source::Both } else { Source::Last });
                 }
                 _ => {}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use drama_core::{DType, Field, Layout, Steps, reward};
+use drama_core::{DType, Field, Sequences, Steps, reward};
 use pyo3::{exceptions::PyValueError, prelude::*};
 
 use crate::{arrays::size, error::to_python};
@@ -55,9 +55,9 @@ fn outputs(fields: &[Field], stacks: &[usize]) -> PyResult<Vec<Field>> {
 }
 
 /// The fields of a batch of sequences.
-pub(crate) fn sequence_outputs(fields: &[Field], layout: &Layout<'_>) -> PyResult<Vec<Field>> {
-    let mut outputs = outputs(fields, layout.stacks)?;
-    if layout.within_episode {
+pub(crate) fn sequence_outputs(fields: &[Field], sequences: &Sequences<'_>) -> PyResult<Vec<Field>> {
+    let mut outputs = outputs(fields, sequences.stacks)?;
+    if sequences.within_episode {
         outputs.push(scalar("mask", DType::Bool)?);
     }
     Ok(outputs)

@@ -36,7 +36,7 @@ mod _native {
 
     #[pymodule_export]
     use super::{
-        atari::AtariStepper, dfs::DynamicFrequency, prioritized::Prioritized, replay::Replay, share::EnvShare,
-        vector::VectorBoard,
+        atari::AtariStepper, dfs::DynamicFrequency, prioritized::Prioritized, replay::Replay, sampling::Sampler,
+        share::EnvShare, vector::VectorBoard,
     };
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use drama_core::{
-    ChaCha8Rng, Error, Field, Layout, Live, Pool, Ring, Saved, Schema, Starts, Steps, gather_sequences,
+    ChaCha8Rng, Error, Field, Live, Pool, Ring, Saved, Schema, Sequences, Starts, Steps, gather_sequences,
     gather_transitions, load_stored, save, seeded, try_collect,
 };
 use numpy::{PyArray1, PyReadonlyArray1};
@@ -211,15 +211,15 @@ impl Replay {
         py: Python<'py>,
         batch_size: &Bound<'py, PyAny>,
         length: &Bound<'py, PyAny>,
-        sampler: &Bound<'py, PyAny>,
+        sampler: &Bound<'py, Sampler>,
         within_episode: bool,
         stack: Option<BTreeMap<String, Bound<'py, PyAny>>>,
         out: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let (count, length) = (size("batch_size", batch_size)?, size("length", length)?);
-        let (sampler, stacks) = (Sampler::new(sampler)?, stacks(&self.fields, stack, self.rows_per_env)?);
-        let layout = Layout { length, within_episode, stacks: &stacks };
-        let fields = sequence_outputs(&self.fields, &layout)?;
+        let (sampler, stacks) = (sampler.get(), stacks(&self.fields, stack, self.rows_per_env)?);
+        let sequences = Sequences { length, within_episode, stacks: &stacks };
+        let fields = sequence_outputs(&self.fields, &sequences)?;
         let outputs = Outputs::new(py, &fields, &[count, length], out, &self.pool)?;
         let mut outputs = outputs.with_draw(py, count, &self.pool)?;
         let (targets, weights, indices) = split(outputs.bytes());
@@ -229,7 +229,7 @@ impl Replay {
             let kind = if within_episode { Starts::within_episodes } else { Starts::sequences };
             let starts = kind(&ring, length)?.stacked(stacks.iter().copied().max().unwrap_or(0));
             let drawn = sampler.draw(&starts, count, &mut lock(&self.rng))?;
-            gather_sequences(&ring, &drawn.slots, &layout, targets)?;
+            gather_sequences(&ring, &drawn.slots, &sequences, targets)?;
             drawn.write(&ring, weights, indices);
             Ok(())
         });
@@ -246,12 +246,12 @@ impl Replay {
         batch_size: &Bound<'py, PyAny>,
         n_step: &Bound<'py, PyAny>,
         discount: &Bound<'py, PyAny>,
-        sampler: &Bound<'py, PyAny>,
+        sampler: &Bound<'py, Sampler>,
         next_fields: Vec<String>,
         stack: Option<BTreeMap<String, Bound<'py, PyAny>>>,
         out: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let (count, sampler) = (size("batch_size", batch_size)?, Sampler::new(sampler)?);
+        let (count, sampler) = (size("batch_size", batch_size)?, sampler.get());
         let (stacks, next) = (stacks(&self.fields, stack, self.rows_per_env)?, self.positions(&next_fields)?);
         let steps = steps(n_step, discount, &stacks, &next)?;
         let fields = transition_outputs(&self.fields, &steps)?;
@@ -318,8 +318,8 @@ impl Replay {
                 if ring.held(env) != held {
                     return Ok(false); // Rows were added since.
                 }
-                let layout = Layout { length, within_episode: false, stacks: &[] };
-                gather_sequences(&ring, &[ring.slot(env, held.start)], &layout, targets).map(|()| true)
+                let sequences = Sequences { length, within_episode: false, stacks: &[] };
+                gather_sequences(&ring, &[ring.slot(env, held.start)], &sequences, targets).map(|()| true)
             });
             if whole.map_err(to_python)? {
                 return outputs.into_dict(py);
@@ -341,13 +341,13 @@ impl Replay {
         let length = size("length", length)?;
         let indices = copied(&indices)?;
         let stacks = stacks(&self.fields, stack, self.rows_per_env)?;
-        let layout = Layout { length, within_episode, stacks: &stacks };
-        let fields = sequence_outputs(&self.fields, &layout)?;
+        let sequences = Sequences { length, within_episode, stacks: &stacks };
+        let fields = sequence_outputs(&self.fields, &sequences)?;
         let mut outputs = Outputs::new(py, &fields, &[indices.len(), length], out, &self.pool)?;
         let targets = outputs.bytes();
         let gathered = detached(py, || {
             let ring = self.read();
-            gather_sequences(&ring, &ring.find(&indices)?, &layout, targets)
+            gather_sequences(&ring, &ring.find(&indices)?, &sequences, targets)
         });
         gathered.map_err(to_python)?;
         outputs.into_dict(py)

@@ -1,16 +1,15 @@
-//! What the arguments of a draw mean, and the draw itself.
+//! `Sampler`: how the starts of a batch are chosen, and the draw itself.
 
 use drama_core::{ChaCha8Rng, Error, Ring, Role, Starts, draw_recent, draw_uniform};
-use pyo3::{
-    exceptions::PyValueError,
-    prelude::*,
-    types::{PyString, PyTuple},
-};
+use pyo3::prelude::*;
 
 use crate::{arrays::number, dfs::DynamicFrequency, error::lock, prioritized::Prioritized};
 
-/// A sampler to draw with.
-pub(crate) enum Sampler {
+/// What a buffer draws with. A sampler with a memory may be in several of these.
+#[pyclass(frozen, module = "drama._native")]
+pub(crate) struct Sampler(Kind);
+
+enum Kind {
     Uniform { replacement: bool },
     Recent,
     Frequency(Py<DynamicFrequency>, Role),
@@ -23,39 +22,46 @@ pub(crate) struct Drawn {
     weights: Option<Vec<f32>>,
 }
 
+#[pymethods]
 impl Sampler {
-    /// The sampler as Python names it: "uniform", "distinct" (uniform without replacement) or "recent"; a
-    /// `DynamicFrequency` with its role, "world_model" or "imagination"; a `Prioritized` with whether a start can come
-    /// twice, and beta.
-    pub(crate) fn new(source: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let refuse = |what, got, known| Err(PyValueError::new_err(format!("{what} must be {known}, got {got:?}")));
-        // By hand: to try one type after the other costs more than a small draw.
-        if let Ok(name) = source.cast::<PyString>() {
-            return match name.to_str()? {
-                "uniform" => Ok(Self::Uniform { replacement: true }),
-                "distinct" => Ok(Self::Uniform { replacement: false }),
-                "recent" => Ok(Self::Recent),
-                name => refuse("sampler", name, "\"uniform\", \"distinct\" or \"recent\""),
-            };
-        }
-        if source.cast::<PyTuple>().is_ok_and(|tuple| tuple.len() == 3) {
-            let (sampler, replacement, beta): (_, _, Bound<'_, PyAny>) = source.extract()?;
-            return Ok(Self::Prioritized { sampler, replacement, beta: number("beta", &beta)? });
-        }
-        let (sampler, role): (_, String) = source.extract()?;
-        match role.as_str() {
-            "world_model" => Ok(Self::Frequency(sampler, Role::WorldModel)),
-            "imagination" => Ok(Self::Frequency(sampler, Role::Imagination)),
-            _ => refuse("role", &role, "\"world_model\" or \"imagination\""),
-        }
+    /// All starts alike.
+    #[staticmethod]
+    fn uniform(replacement: bool) -> Self {
+        Self(Kind::Uniform { replacement })
     }
 
+    /// The newest starts.
+    #[staticmethod]
+    fn recent() -> Self {
+        Self(Kind::Recent)
+    }
+
+    /// In proportion to priorities; weights with the exponent `-beta`.
+    #[staticmethod]
+    fn prioritized(sampler: Py<Prioritized>, replacement: bool, beta: &Bound<'_, PyAny>) -> PyResult<Self> {
+        Ok(Self(Kind::Prioritized { sampler, replacement, beta: number("beta", beta)? }))
+    }
+
+    /// World-model batches by how often starts were used.
+    #[staticmethod]
+    fn world_model(sampler: Py<DynamicFrequency>) -> Self {
+        Self(Kind::Frequency(sampler, Role::WorldModel))
+    }
+
+    /// Starts of imagination by how often they were used.
+    #[staticmethod]
+    fn imagination(sampler: Py<DynamicFrequency>) -> Self {
+        Self(Kind::Frequency(sampler, Role::Imagination))
+    }
+}
+
+impl Sampler {
     pub(crate) fn draw(&self, starts: &Starts<'_>, count: usize, rng: &mut ChaCha8Rng) -> Result<Drawn, Error> {
-        let slots = match self {
-            Self::Uniform { replacement } => draw_uniform(starts, count, *replacement, rng)?,
-            Self::Recent => draw_recent(starts, count)?,
-            Self::Frequency(sampler, role) => lock(&sampler.get().core).draw(starts, *role, count, rng)?,
-            Self::Prioritized { sampler, replacement, beta } => {
+        let slots = match &self.0 {
+            Kind::Uniform { replacement } => draw_uniform(starts, count, *replacement, rng)?,
+            Kind::Recent => draw_recent(starts, count)?,
+            Kind::Frequency(sampler, role) => lock(&sampler.get().core).draw(starts, *role, count, rng)?,
+            Kind::Prioritized { sampler, replacement, beta } => {
                 let mut core = lock(&sampler.get().core);
                 let (slots, weights) = core.draw(starts, count, *replacement, *beta, rng)?;
                 return Ok(Drawn { slots, weights: Some(weights) });

@@ -11,7 +11,7 @@ use pyo3::{
     exceptions::{PyException, PyRuntimeError, PyTypeError, PyValueError},
     intern,
     prelude::*,
-    types::{PyDict, PyTuple},
+    types::{PyDict, PyList, PyMapping, PyTuple},
 };
 
 use crate::{arrays::bytes, vector::VectorBoard};
@@ -37,6 +37,24 @@ struct Extra<'py> {
     info: Option<Bound<'py, PyAny>>,
     last: Option<Bound<'py, PyTuple>>,
     objects: Option<Bound<'py, PyAny>>,
+}
+
+/// What is wrong with a part of what an environment gave.
+fn wrong(what: &str, value: &Bound<'_, PyAny>, expected: &str) -> PyErr {
+    PyTypeError::new_err(format!("{what}: got {value:?}, expected {expected}"))
+}
+
+/// What an environment's call named `what` gave, which are `count` values in a tuple or a list.
+fn parts<'py>(what: &str, result: &Bound<'py, PyAny>, count: usize, expected: &str) -> PyResult<Bound<'py, PyTuple>> {
+    let values = match result.cast::<PyTuple>() {
+        Ok(values) => values.clone(),
+        Err(_) => result.cast::<PyList>().map_err(|_| wrong(what, result, expected))?.to_tuple(),
+    };
+    if values.len() != count {
+        let got = values.len();
+        return Err(PyTypeError::new_err(format!("{what}: got {got} values, expected {expected}")));
+    }
+    Ok(values)
 }
 
 /// A deep copy, or the object itself where it cannot be copied.
@@ -85,7 +103,7 @@ impl EnvShare {
     /// Puts an observation into its place; gives what of it has none.
     fn observe<'py>(&self, env: usize, observation: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = observation.py();
-        if let (Some((region, dtype, shape)), Ok(array)) = (&self.row, observation.cast::<PyUntypedArray>())
+        if let (Some((region, dtype, shape)), Ok(array)) = (&self.row, observation.cast_exact::<PyUntypedArray>())
             && array.shape() == shape
             && array.dtype().is_equiv_to(dtype.bind(py))
             && array.is_c_contiguous()
@@ -103,7 +121,11 @@ impl EnvShare {
     /// Moves what has a place in shared memory out of an info; gives the rest.
     fn inform<'py>(&self, env: usize, info: Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
         if self.infos.is_empty() {
-            return Ok(info.is_truthy()?.then_some(info));
+            if !info.is_truthy()? {
+                return Ok(None);
+            }
+            let expected = || wrong("info", &info, "a dict");
+            return info.cast::<PyMapping>().map(|_| Some(info.clone())).map_err(|_| expected());
         }
         for (name, places) in &self.infos {
             places.bind(info.py()).set_item(env, info.get_item(name)?)?;
@@ -124,9 +146,8 @@ impl EnvShare {
         let (info, objects) = if let Some(out) = &calls.out {
             (calls.reset.bind(py).call((out.bind(py),), arguments)?, None)
         } else {
-            let result = calls.reset.bind(py).call((), arguments)?;
-            let (observation, info) = result.extract::<(Bound<'py, PyAny>, Bound<'py, PyAny>)>()?;
-            (info, self.observe(env, &observation)?)
+            let result = parts("reset", &calls.reset.bind(py).call((), arguments)?, 2, "observation and info")?;
+            (result.get_item(1)?, self.observe(env, &result.get_item(0)?)?)
         };
         self.board.set_ended(env, false);
         Ok(Extra { info: self.inform(env, info)?, last: None, objects })
@@ -141,19 +162,18 @@ impl EnvShare {
         let (observation, result) = if let Some(out) = &calls.out {
             (None, calls.step.bind(py).call1((action, out.bind(py)))?)
         } else {
-            let result = calls.step.bind(py).call1((action,))?;
-            let result = result.cast_into::<PyTuple>()?;
-            if result.len() != 5 {
-                return Err(PyTypeError::new_err(format!(
-                    "step: got {} values, expected observation, reward, terminated, truncated and info",
-                    result.len()
-                )));
-            }
+            let expected = "observation, reward, terminated, truncated and info";
+            let result = parts("step", &calls.step.bind(py).call1((action,))?, 5, expected)?;
             (Some(result.get_item(0)?), result.get_slice(1, 5).into_any())
         };
         let result = result.cast_into::<PyTuple>()?;
-        let (terminated, truncated) = (result.get_item(1)?.is_truthy()?, result.get_item(2)?.is_truthy()?);
-        let (reward, info) = (result.get_item(0)?.extract()?, result.get_item(3)?);
+        let flag = |name, place| {
+            let value = result.get_item(place)?;
+            value.is_truthy().map_err(|_| wrong(name, &value, "a boolean"))
+        };
+        let (terminated, truncated) = (flag("terminated", 1)?, flag("truncated", 2)?);
+        let (reward, info) = (result.get_item(0)?, result.get_item(3)?);
+        let reward = reward.extract().map_err(|_| wrong("reward", &reward, "a number"))?;
         let outcome = Outcome { reward, terminated, truncated, ..Outcome::default() };
         let ended = terminated || truncated;
         if ended && self.autoreset == Autoreset::SameStep {

@@ -152,7 +152,7 @@ impl VectorBoard {
             rung[board.worker(env)] = true;
         }
         for (worker, _) in rung.iter().enumerate().filter(|(worker, rung)| **rung && Some(*worker) != own) {
-            board.ring(worker);
+            board.wake(worker);
         }
         Ok(())
     }
@@ -209,7 +209,7 @@ impl VectorBoard {
         let desk = self.board.desk(worker);
         py.detach(|| self.board.write_mail(desk, order)).map_err(to_python)?;
         self.board.post(desk);
-        self.board.ring(worker);
+        self.board.wake(worker);
         Ok(())
     }
 

@@ -28,12 +28,32 @@ const NUMBERS: [u64; 14] = [
     (1 << 62) - 1,
     u64::MAX,
 ];
+/// Texts that are names, kinds and numbers of other things, or of nothing.
+const TEXTS: [&str; 16] = [
+    "",
+    "x",
+    "y",
+    "terminated",
+    "is_first",
+    "indices",
+    "../../x",
+    "/etc/passwd",
+    "a\0b",
+    "\u{202e}",
+    "bool",
+    "float64",
+    "object",
+    "big",
+    "-1",
+    "340282366920938463463374607431768211455",
+];
 
 /// Changes the save of a small buffer as `input` says and loads it. Panics where the loader is wrong.
 ///
 /// The first byte picks the file and how: bit 0 the chunk rather than the manifest; bit 1 the rest of the input takes
 /// the file's place, rather than being edits of it; bit 2 the checksums are made to fit, so that the parser behind
-/// them is reached; bit 3 the edits replace whole numbers of the manifest, under a checksum that fits.
+/// them is reached; bit 3 the edits replace whole numbers of the manifest, bit 4 whole texts or values of any kind, under
+/// a checksum that fits.
 pub fn load_mutated(input: &[u8]) {
     let Some((&mode, script)) = input.split_first() else { return };
     let directory = std::env::temp_dir().join(format!("drama-fuzz-{}", std::process::id()));
@@ -44,25 +64,30 @@ pub fn load_mutated(input: &[u8]) {
     for (name, content) in names.into_iter().zip(files) {
         fs::write(directory.join(name), content).unwrap();
     }
-    let numbers = mode & 8 != 0;
-    let target = usize::from(mode & 1 != 0 && !numbers);
+    let values = mode & (8 | 16) != 0;
+    let target = usize::from(mode & 1 != 0 && !values);
     let sound = &files[target];
-    let changed = if numbers {
-        renumbered(sound, script)
+    let changed = if values {
+        replaced(sound, script, mode & 16 != 0)
     } else if mode & 2 == 0 {
         edited(sound, script)
     } else {
         script.to_vec()
     };
     fs::write(directory.join(names[target]), &changed).unwrap();
-    let signed = numbers || mode & 4 != 0 && sign(&directory, target == 1, &changed);
+    let signed = values || mode & 4 != 0 && sign(&directory, target == 1, &changed);
     match load(&directory) {
         Ok((loaded, ..)) if !signed => {
             assert_eq!(changed, *sound, "a damaged save was loaded");
             assert_eq!(rows(&loaded), rows(ring));
         }
-        // Whatever was signed may differ, but must be a buffer that can be read.
-        Ok((loaded, ..)) => drop(rows(&loaded)),
+        // Whatever was signed may differ, but must be a buffer that can be read, and booleans what they are.
+        Ok((loaded, ..)) => {
+            let fields = loaded.schema().fields();
+            for (field, column) in fields.iter().cycle().zip(rows(&loaded)) {
+                assert!(field.dtype() != DType::Bool || column.iter().all(|&byte| byte < 2), "{}", field.name());
+            }
+        }
         Err(Error::Corrupt { .. } | Error::Io { .. } | Error::Memory(_)) => {}
         Err(error) => panic!("a damaged save gave {error:?}"),
     }
@@ -78,15 +103,17 @@ struct Sound {
 static SAVED: LazyLock<Sound> = LazyLock::new(|| {
     let field = Field::new("x", DType::from_name("int16").unwrap(), vec![3]).unwrap();
     let packed = Field::new("y", DType::from_name("uint8").unwrap(), vec![40]).unwrap().compressed();
-    let mut ring = Ring::new(Schema::new(vec![field, packed]).unwrap(), 10, 2).unwrap();
+    let flag = Field::new("z", DType::from_name("bool").unwrap(), vec![30]).unwrap().compressed();
+    let mut ring = Ring::new(Schema::new(vec![field, packed, flag]).unwrap(), 10, 2).unwrap();
     let x: Vec<u8> = (0..7 * 2 * 6).collect();
     // Every other row gets smaller.
     let y: Vec<u8> = (0..14 * 40).map(|at| if at / 40 % 2 == 0 { 7 } else { (at * at % 251) as u8 }).collect();
     // The newest row of the second environment is such an end.
     let ends: Vec<u8> = (0..14).map(|row| u8::from(row % 5 == 3)).collect();
-    ring.add(7, None, &[Some(&x), Some(&y), Some(&ends), Some(&[0; 14]), None]).unwrap();
+    let z: Vec<u8> = (0..14 * 30).map(|at| u8::from(at % 60 < 3)).collect();
+    ring.add(7, None, &[Some(&x), Some(&y), Some(&z), Some(&ends), Some(&[0; 14]), None]).unwrap();
     let directory = std::env::temp_dir().join(format!("drama-fuzz-sound-{}", std::process::id()));
-    ring.set_final(&[1], &[Some(&[5; 6]), Some(&[6; 40]), None, None, None]).unwrap();
+    ring.set_final(&[1], &[Some(&[5; 6]), Some(&[6; 40]), Some(&[1; 30]), None, None, None]).unwrap();
     save(&(&ring, &seeded(0)), None, &directory).unwrap();
     let names = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let chunk = names.into_iter().find(|name| name.starts_with("chunk")).unwrap();
@@ -111,21 +138,32 @@ fn edited(sound: &[u8], script: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Two bytes an edit: which number of the manifest, and what takes its place.
-fn renumbered(sound: &[u8], script: &[u8]) -> Vec<u8> {
-    fn numbers(value: &mut Value) -> Vec<&mut Value> {
+/// Two bytes an edit: which number of the manifest, or which value of any kind if `any`, and what takes its place.
+fn replaced(sound: &[u8], script: &[u8], any: bool) -> Vec<u8> {
+    fn values(value: &mut Value, any: bool) -> Vec<&mut Value> {
+        let whole = match &*value {
+            Value::Array(inside) => inside.is_empty() && any,
+            Value::Object(_) => false,
+            value => any || value.is_number(),
+        };
         match value {
-            Value::Number(_) => vec![value],
-            Value::Array(values) => values.iter_mut().flat_map(numbers).collect(),
-            Value::Object(values) => values.values_mut().flat_map(numbers).collect(),
+            _ if whole => vec![value],
+            Value::Array(inside) => inside.iter_mut().flat_map(|each| values(each, any)).collect(),
+            Value::Object(inside) => inside.values_mut().flat_map(|each| values(each, any)).collect(),
             _ => Vec::new(),
         }
     }
     let mut body: Value = serde_json::from_slice(body(sound).unwrap()).unwrap();
     for edit in script.chunks_exact(2) {
-        let mut numbers = numbers(&mut body);
-        let count = numbers.len();
-        *numbers[usize::from(edit[0]) % count] = json!(NUMBERS[usize::from(edit[1]) % NUMBERS.len()]);
+        let mut values = values(&mut body, any);
+        let count = values.len();
+        let which = usize::from(edit[1]);
+        let others = [json!(null), json!(true), json!(0.5), json!(-1), json!([]), json!([[]]), json!({"name": "x"})];
+        *values[usize::from(edit[0]) % count] = match which.checked_sub(128) {
+            Some(which) if any && which % 2 == 0 => others[which / 2 % others.len()].clone(),
+            Some(which) if any => json!(TEXTS[which / 2 % TEXTS.len()]),
+            _ => json!(NUMBERS[which % NUMBERS.len()]),
+        };
     }
     summed(sound, body.to_string().as_bytes()).unwrap()
 }

@@ -60,7 +60,7 @@ impl Colours {
 
 /// Which of the two screens that make an observation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Slot {
+pub enum Moment {
     /// The last frame of a step.
     Last = 0,
     /// The frame before it.
@@ -149,9 +149,9 @@ impl Screens {
 
     /// Takes a screen of colour indices. `false` where it has a colour not learnt yet; the screen must then be
     /// taken again after `learn`.
-    pub fn take(&mut self, slot: Slot, indices: &[u8]) -> Result<bool> {
+    pub fn take(&mut self, moment: Moment, indices: &[u8]) -> Result<bool> {
         self.check("screen", indices.len(), 1)?;
-        let (screen, width, stride) = (&mut self.taken[slot as usize], self.width, self.colours.stride());
+        let (screen, width, stride) = (&mut self.taken[moment as usize], self.width, self.colours.stride());
         let mut seen = 0;
         for top in (0..self.height).step_by(BAND) {
             let bottom = self.height.min(top + BAND);
@@ -215,7 +215,7 @@ impl Screens {
         }
         self.source = Some(source);
         let (width, stride) = (self.width, self.colours.stride());
-        let [last, previous] = [Slot::Last, Slot::Previous].map(|slot| &self.taken[slot as usize].colours);
+        let [last, previous] = [Moment::Last, Moment::Previous].map(|moment| &self.taken[moment as usize].colours);
         for (y, &mask) in self.changed.iter().enumerate().filter(|(_, mask)| **mask != 0) {
             for pixels in parts(mask).map(|index| part(width, index)) {
                 let bytes = (y * width + pixels.start) * stride..(y * width + pixels.end) * stride;

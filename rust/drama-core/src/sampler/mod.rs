@@ -11,7 +11,7 @@ mod uniform;
 pub use dfs::{Counters, DynamicFrequency, Role};
 pub use prioritized::{Priorities, Prioritized};
 pub use recent::draw_recent;
-pub(crate) use sparse::Found;
+pub(crate) use sparse::{Found, all_found};
 pub use uniform::draw_uniform;
 
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};

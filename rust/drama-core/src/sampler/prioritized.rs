@@ -161,8 +161,7 @@ impl Prioritized {
         let logs = try_collect(drawn.starts.iter().map(|&slot| tree.weight(slot).log2()), STARTS)?;
         self.tree = Some(tree);
         if drawn.starts.len() < count {
-            let message = starts.too_few(count, !replacement, drawn.starts.len());
-            return Error::value(format!("{message} with a priority above 0"));
+            return Error::value(too_light(starts, count, !replacement, drawn.starts.len())?);
         }
         let least = logs.iter().copied().fold(f64::INFINITY, f64::min);
         let weights = try_collect(logs.into_iter().map(|log| (beta * (least - log)).exp2() as f32), STARTS)?;
@@ -187,6 +186,16 @@ impl Prioritized {
         let slots = values.len();
         follow(ring, &mut self.bound, slots, seen, |slot| values[slot] = *largest)
     }
+}
+
+/// What is wrong with a draw of `count` where only `weighted` starts have a priority.
+fn too_light(starts: &Starts<'_>, count: usize, distinct: bool, weighted: usize) -> Result<String> {
+    let available = starts.count()?;
+    if available < if distinct { count } else { 1 } {
+        return Ok(starts.too_few(count, distinct, available));
+    }
+    let (what, distinct) = (starts.what(), if distinct { "distinct " } else { "" });
+    Ok(format!("asked for {count} {distinct}{what}: {available} exist, and {weighted} of them have a priority above 0"))
 }
 
 fn check_exponent(name: &str, value: f64) -> Result<()> {

@@ -93,7 +93,7 @@ pub(super) fn draw_found(
 }
 
 /// The slots of all starts.
-pub(super) fn all_found(starts: &Starts<'_>) -> Result<Vec<usize>> {
+pub(crate) fn all_found(starts: &Starts<'_>) -> Result<Vec<usize>> {
     let mut kept = starts.ring().found();
     let listed = Listed::new(starts, &mut kept);
     try_collect((0..listed.len()).map(|number| listed.slot(starts.ring(), number)), STARTS)

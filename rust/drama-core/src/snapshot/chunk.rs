@@ -3,7 +3,7 @@
 use std::{fs::File, io::Read, path::Path};
 
 use super::{at, corrupt, open, plan::Plan};
-use crate::{error::Result, memory::room, ring::Ring, schema::DType};
+use crate::{error::Result, memory::room, ring::Ring};
 
 const MAGIC: &[u8; 8] = b"DRAMACHK";
 const VERSION: u32 = 3;
@@ -144,13 +144,13 @@ pub(super) fn read(ring: &mut Ring, index: usize, entry: &ChunkEntry, path: &Pat
     let mut reader = Reader { path, file, left: entry.bytes as usize - HEADER, crc };
     let slots: Vec<_> = ring.plan().slots(index).collect();
     for field in 0..ring.schema().fields().len() {
-        let size = ring.schema().fields()[field].row_bytes();
-        let is_bool = ring.schema().fields()[field].dtype() == DType::Bool;
+        let kind = ring.schema().fields()[field].clone();
+        let size = kind.row_bytes();
         for slots in slots.iter().cloned() {
             let Some(packed) = ring.packed_mut(field) else {
                 let rows = &mut ring.plain_mut(field)[slots.start * size..slots.end * size];
                 reader.fill(rows)?;
-                if is_bool && rows.iter().any(|&byte| byte > 1) {
+                if !kind.holds(rows) {
                     return corrupt(path, DAMAGED);
                 }
                 continue;
@@ -159,7 +159,7 @@ pub(super) fn read(ring: &mut Ring, index: usize, entry: &ChunkEntry, path: &Pat
                 let mut length = [0; LENGTH];
                 reader.fill(&mut length)?;
                 let row = reader.bytes(u32::from_le_bytes(length) as usize)?;
-                if !packed.restore(slot, row.into()) {
+                if !packed.restore(slot, row.into(), |row| kind.holds(row)) {
                     return corrupt(path, DAMAGED);
                 }
             }
@@ -174,7 +174,11 @@ pub(super) fn read(ring: &mut Ring, index: usize, entry: &ChunkEntry, path: &Pat
         if !known {
             return corrupt(path, DAMAGED);
         }
-        let value = reader.bytes(ring.schema().fields()[field].row_bytes())?;
+        let kind = ring.schema().fields()[field].clone();
+        let value = reader.bytes(kind.row_bytes())?;
+        if !kind.holds(&value) {
+            return corrupt(path, DAMAGED);
+        }
         ring.finals_mut().insert(field, slot, &value);
     }
     let actual = reader.crc.finalize();

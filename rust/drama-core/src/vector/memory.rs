@@ -4,7 +4,7 @@ use std::{alloc::Layout, fs::File};
 
 use crate::{
     error::{Error, Result},
-    memory::Block,
+    memory::{Block, room},
 };
 
 /// Room in the file for what is mapped, and then for the mail of each slot. The file is sparse: only what is written
@@ -40,8 +40,26 @@ pub(super) fn map(bytes: usize, file: &File) -> Result<Block> {
 
 /// A file for `map` and for mail. It has no name, so nothing is left of it once the last process that has it is gone.
 pub(super) fn shared() -> Result<File> {
-    let file = unnamed()?;
+    let file = beside_streams(unnamed()?)?;
     file.set_len(ROOM).map_err(|error| refuse(0, error))?;
+    Ok(file)
+}
+
+/// The file under a number that no standard stream has. Where one of those is closed, a new file gets its number, and
+/// would be written to by whatever prints, and be taken from workers that are started with a stream there.
+#[cfg(unix)]
+fn beside_streams(file: File) -> Result<File> {
+    use std::os::fd::AsRawFd;
+    const STREAMS: i32 = 3;
+    if file.as_raw_fd() >= STREAMS {
+        return Ok(file);
+    }
+    rustix::io::fcntl_dupfd_cloexec(&file, STREAMS).map(File::from).map_err(|error| refuse(0, error))
+}
+
+#[cfg(not(unix))]
+#[allow(clippy::unnecessary_wraps)] // As above.
+fn beside_streams(file: File) -> Result<File> {
     Ok(file)
 }
 
@@ -92,7 +110,8 @@ pub(super) fn write_mail(file: &File, slot: usize, bytes: &[u8]) -> Result<()> {
 pub(super) fn read_mail(file: &File, slot: usize, len: usize) -> Result<Vec<u8>> {
     use std::os::unix::fs::FileExt;
     let at = (slot as u64 + 1) * ROOM;
-    let mut bytes = vec![0; len];
+    let mut bytes = room(len, "what another process hands over")?;
+    bytes.resize(len, 0);
     let failed = |error| Error::Runtime(format!("cannot take {len} bytes over: {error}"));
     file.read_exact_at(&mut bytes, at).map_err(failed)?;
     #[cfg(target_os = "linux")]

@@ -189,13 +189,13 @@ impl Board {
         self.bells(1 + worker)
     }
 
-    /// Hands a slot, its action or order written, to its worker, who learns of it by `ring`.
+    /// Hands a slot, its action or order written, to its worker, who learns of it by `wake`.
     pub fn post(&self, slot: usize) {
         self.slot(slot).post();
     }
 
     /// Makes a worker look at its slots.
-    pub fn ring(&self, worker: usize) {
+    pub fn wake(&self, worker: usize) {
         self.bell(worker).ring();
     }
 
@@ -239,7 +239,7 @@ impl Board {
     pub fn echo(&self, worker: usize, timeout: Duration) -> Option<Duration> {
         let start = Instant::now();
         let target = self.done().count().wrapping_add(1);
-        self.ring(worker);
+        self.wake(worker);
         self.done().wait(target, &self.spin, Some(timeout)).then(|| start.elapsed())
     }
 
