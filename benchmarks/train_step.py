@@ -4,10 +4,10 @@ Each part runs alone on real Pong frames, several times; the table gives medians
 where the part is trained. A step of the environment comes with `1 / train_every` of a pair of updates. `--profile`
 prints instead which share of both updates' time (the operators' own, on the CPU) convolutions and matrix products take,
 and what takes the rest. `--peer` compares both updates with those of sheeprl's DreamerV3 (dependency group `peers`) at
-the same frames, batch, starts, horizon and precision, in turns on the CPU; `--compile` compares both updates with
-those that are compiled. `--against REV` measures the parts in turns with those of another
-commit of this repository, each in a process of its own; `--set` gives an option another value here, such as the batch
-size that the other commit has.
+the same frames, batch, starts, horizon and precision, in turns on the CPU; `--compile` compares both updates with those
+that are compiled. `--against REV` measures the parts in turns with those of another commit of this repository, whose
+extension cargo builds, each in a process of its own; `--set` gives an option another value here, such as the batch size
+that the other commit has.
 """
 
 from __future__ import annotations
@@ -245,10 +245,13 @@ def against(revision: str, preset_name: str, options: list[str], turns: int) -> 
         git = ["git", "-C", str(root), "worktree"]
         subprocess.run([*git, "add", "--detach", "--quiet", str(tree), revision], check=True)
         try:
-            for extension in (root / "python/drama").glob(
-                "_native*"
-            ):  # built once: the parts timed here use little of it
-                shutil.copy(extension, tree / "python/drama")
+            # The other commit's own extension: the two need not fit each other.
+            build = ["cargo", "build", "--release", "--quiet", "-p", "drama-py"]
+            target = root / "target/against"
+            subprocess.run(build, cwd=tree, env=os.environ | {"CARGO_TARGET_DIR": str(target)}, check=True)
+            here = next((root / "python/drama").glob("_native*.so"))
+            built = next(path for path in (target / "release").glob("lib_native.*") if path.suffix in (".so", ".dylib"))
+            shutil.copy(built, tree / "python/drama" / here.name)
             for _ in range(turns):
                 for name, where, given in ((revision, tree, []), ("here", root, options)):
                     command = [
