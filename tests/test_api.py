@@ -275,7 +275,7 @@ def test_a_resumed_run_without_a_state_begins_new_episodes_and_says_so(tmp_path:
     path = tmp_path / "run"
     quickly("CartPole-v1", path, steps=90)
     trainer = Trainer.resume(path, steps=120)
-    assert len(trainer.notes) == 1
+    assert len(trainer.notes) == 2
     assert "CartPole-v1 cannot give its state" in trainer.notes[0]
     rows = len(trainer.replay)
     assert trainer.train()

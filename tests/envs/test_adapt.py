@@ -163,7 +163,7 @@ def test_actions_are_choices_from_zero_or_numbers_from_minus_one_to_one(
         (spaces.Text(5), r"the observation of Mine is Text.*gymnasium\.ObservationWrapper"),
         (
             spaces.Dict({"mission": spaces.Text(5), "x": BUTTONS}),
-            r"part 'mission'.*--env\.without mission leaves it out",
+            r"part 'mission'.*--env\.without mission \(`env\.without`\) leaves it out",
         ),
         (spaces.Graph(spaces.Box(0, 1, (2,)), None), "is Graph"),
     ],

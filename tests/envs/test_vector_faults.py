@@ -599,6 +599,23 @@ def test_bad_nested_actions() -> None:
             env.step({"move": good["move"]})
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_reset_of_some_does_not_lose_what_the_others_have_sent(workers: int) -> None:
+    env = make_vector("CartPole-v1", 2, batch_size=1, autoreset_mode="Disabled", num_workers=workers)
+    with closing(env):
+        env.reset(seed=0)
+        env.send([0, 1])
+        first = env.recv()[4]["env_id"]
+        mask = np.isin(np.arange(2), first)
+        other = int(np.flatnonzero(~mask)[0])
+        with pytest.raises(RuntimeError, match=rf"reset: results of the environments \[{other}\], which are not to be"):
+            env.reset(options={"reset_mask": mask})
+        assert env.recv()[4]["env_id"].tolist() == [other]
+        env.reset(options={"reset_mask": mask})
+        env.send([0, 1], env_ids=[0, 1])
+        env.reset()  # all: what was sent is given up
+
+
 @pytest.mark.parametrize("workers", [0, slowly(2)])
 def test_bad_observations_and_resets(workers: int) -> None:
     env = make_vector([functools.partial(Liar, shape=(3,))] * 2, num_workers=workers)

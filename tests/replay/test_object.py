@@ -106,7 +106,7 @@ def test_samplers_of_a_cleared_buffer_are_made_anew() -> None:
         buffer.sample(3, 2, sampler)
         buffer.clear()
         add(buffer, 40)
-        with pytest.raises(ValueError, match="the sampler was used with another buffer: take a new one"):
+        with pytest.raises(ValueError, match="the sampler was used with another buffer, or with this one before"):
             buffer.sample(3, 2, sampler)
 
 

@@ -210,8 +210,9 @@ def test_misuse_is_refused() -> None:
         with pytest.raises(ValueError, match="alpha must be from 0 to 1e3, got"):
             Prioritized(alpha=alpha)
     buffer = make()
-    with pytest.raises(ValueError, match="beta must be from 0 to 1e3, got -1"):
-        buffer.sample(1, 1, sampler=Prioritized(beta=-1.0))
+    for beta in (-1.0, float("nan"), 1001):
+        with pytest.raises(ValueError, match=f"beta: {beta} is not from 0 to 1000"):
+            Prioritized(beta=beta)
     sampler = Prioritized()
     with pytest.raises(ValueError, match=r"indices\[0\] is 0, a row that the sampler does not know"):
         sampler.update_priorities([0], [1.0])

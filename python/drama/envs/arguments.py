@@ -85,6 +85,7 @@ def env_functions(env_fns: Any, num_envs: Any, kwargs: Mapping[str, Any]) -> lis
         if num_envs is None:
             raise TypeError("num_envs: got None, expected the number of environments, as env_fns says what to make")
         number = count("num_envs", num_envs, 1)
+        kwargs = {name: value.item() if isinstance(value, np.generic) else value for name, value in kwargs.items()}
         return [_by_name(env_fns, kwargs) if isinstance(env_fns, str) else _with_arguments(env_fns, kwargs)] * number
     if isinstance(env_fns, bytes | Mapping) or not isinstance(env_fns, Iterable):
         expected = "functions that make one environment each, one such function, or the id of a registered environment"

@@ -259,6 +259,9 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         Args:
             seed: for environment i, `seed + i` or `seed[i]`.
             options: handed to each environment, without `reset_mask`.
+
+        Raises:
+            RuntimeError: results of environments that are not to be reset have not been received.
         """
         self._check_usable()
         if options is not None and not isinstance(options, Mapping):
@@ -270,6 +273,12 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             ids = masked(options.pop("reset_mask"), self.num_envs)
             if not self._started and len(ids) < self.num_envs:
                 raise RuntimeError("reset: all environments must have been reset before some are")
+            busy = set(self._board.pending()) | set(self._board.ready())
+            if self._sent and (others := sorted(busy.difference(ids))):
+                raise RuntimeError(
+                    f"reset: results of the environments {others}, which are not to be reset, must be received with"
+                    " recv first"
+                )
         self._drain()
 
         def part(share: range) -> tuple[dict[int, int | None], dict[str, Any] | None]:

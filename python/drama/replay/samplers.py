@@ -180,7 +180,7 @@ class Prioritized(NativeSampler):
         replacement: whether a start can be drawn twice for one batch.
 
     Raises:
-        ValueError: `alpha` is not from 0 to 1000; `beta` likewise, once a batch is drawn.
+        ValueError: `alpha` or `beta` is not from 0 to 1000.
     """
 
     def __init__(self, alpha: float = 0.6, beta: float = 0.4, replacement: bool = True) -> None:
@@ -189,6 +189,18 @@ class Prioritized(NativeSampler):
         self.replacement = checked_flag("replacement", replacement)
         self.native = _native.Prioritized(alpha)
         self._drawn_with: tuple[tuple[bool, float], _native.Sampler] | None = None
+
+    @property
+    def beta(self) -> float:
+        """How far the weights make up for the priorities; may be set at any time."""
+        return self._beta
+
+    @beta.setter
+    def beta(self, value: float) -> None:
+        beta = _number("beta", value)
+        if not 0 <= beta <= 1000:
+            raise ValueError(f"beta: {value!r} is not from 0 to 1000")
+        self._beta = beta
 
     @property
     def alpha(self) -> float:

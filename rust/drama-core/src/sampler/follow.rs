@@ -29,7 +29,8 @@ pub(super) fn follow(
 ) -> Result<()> {
     if bound.is_some_and(|id| id != ring.id()) {
         return Error::value(
-            "the sampler was used with another buffer: take a new one and, to go on from there, load its state_dict",
+            "the sampler was used with another buffer, or with this one before it was cleared: take a new one and, to \
+             go on from there, load its state_dict",
         );
     }
     if slots != ring.slots() || seen.len() != ring.num_envs() {
