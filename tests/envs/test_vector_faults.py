@@ -599,6 +599,31 @@ def test_bad_nested_actions() -> None:
             env.step({"move": good["move"]})
 
 
+def test_an_environment_that_finishes_between_two_looks_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(make_vector("CartPole-v1", 4, num_workers=2)) as env:
+        env.reset(seed=0)
+        board = env._board
+
+        class Slow:
+            """The board, some time after each look at what is pending."""
+
+            def pending(self) -> list[int]:
+                found = board.pending()
+                time.sleep(0.05)
+                return found
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(board, name)
+
+        monkeypatch.setattr(env, "_board", Slow())
+        for _ in range(3):
+            env.send(np.zeros(4, int))
+            env.recv()
+            env.step(np.zeros(4, int))  # nothing is in flight any more
+        env.send(np.zeros(4, int))
+        env.reset()  # waits for no more than there is
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_reset_of_some_does_not_lose_what_the_others_have_sent(workers: int) -> None:
     env = make_vector("CartPole-v1", 2, batch_size=1, autoreset_mode="Disabled", num_workers=workers)

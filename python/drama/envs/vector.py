@@ -273,7 +273,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             ids = masked(options.pop("reset_mask"), self.num_envs)
             if not self._started and len(ids) < self.num_envs:
                 raise RuntimeError("reset: all environments must have been reset before some are")
-            busy = set(self._board.pending()) | set(self._board.ready())
+            busy = self._busy()
             if self._sent and (others := sorted(busy.difference(ids))):
                 raise RuntimeError(
                     f"reset: results of the environments {others}, which are not to be reset, must be received with"
@@ -312,7 +312,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         ids = self._ids if env_ids is None else checked_ids(env_ids, self.num_envs)
         if ids == []:
             raise RuntimeError("send: nothing has been received since the last send, so env_ids must be given")
-        busy = set(self._board.pending()) | set(self._board.ready())
+        busy = self._busy()
         if wrong := sorted(busy.intersection(range(self.num_envs) if ids is None else ids)):
             raise RuntimeError(f"send: results of the environments {wrong} have not been received")
         self._post(actions, ids)
@@ -324,7 +324,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         The environments of this process are stepped here. Raises RuntimeError if fewer environments have been sent.
         """
         self._check_usable()
-        busy = len(self._board.pending()) + len(self._board.ready())
+        busy = len(self._busy())
         if busy < self.batch_size:
             raise RuntimeError(f"recv: {busy} environments have been sent actions, expected {self.batch_size}")
         self._await(self.batch_size)
@@ -510,7 +510,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             self._broken = str(death)
             raise death
         old = self._worker(death.env_ids[0])
-        busy = set(self._board.pending()) | set(self._board.ready())
+        busy = self._busy()
         self._board.take(list(old.env_ids))
         try:
             worker = self._spawn(old.number)
@@ -561,12 +561,16 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         if self._sent:
             raise RuntimeError(f"{name}: actions have been sent whose results must be received with recv first")
 
+    def _busy(self) -> set[int]:
+        """The environments whose results have not been taken; one that finishes between the two looks counts once."""
+        return set(self._board.pending()) | set(self._board.ready())
+
     def _drain(self) -> None:
         """Wait for what was cut short by an exception or never received, and forget it."""
         pending = self._board.pending()
         if self._own is not None:
             self._board.take([index for index in pending if index < self._shares[0]])
-        busy = len(self._board.pending()) + len(self._board.ready())
+        busy = len(self._busy())
         if busy:
             group, self._engine.group = self._engine.group, None
             try:
