@@ -32,14 +32,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from drama.agent.player import Player
 from drama.config import PRESETS, Config, preset
 from drama.envs import interface_of, make_env, read_interface
 from drama.interface import LONE
 from drama.models.world_model import Batch
 from drama.replay import DynamicFrequency
 from drama.results.cost import agent_update, median_milliseconds
-from drama.runtime.compiling import wants_compiling
 from drama.runtime.device import resolve_device, resolve_precision
 from drama.training.collector import random_play
 from drama.training.learner import Learner
@@ -109,8 +107,7 @@ def measure(config: Config, repeats: int) -> dict[str, float]:
     if train.statistics_frames:
         frames = {LONE: batch.obs[LONE].flatten(0, 1)[: train.statistics_frames]}
     latents = torch.zeros(train.batch_size, train.batch_length, model.latents, device=device)
-    compiling = wants_compiling(config, device)
-    player = Player(model, learner.agent, num_envs=1, record=train.cuda_graph, compile=compiling)
+    player = learner.player(1)
 
     def trained(forward: Callable[[], torch.Tensor]) -> Callable[[], None]:
         def both() -> None:
@@ -282,7 +279,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--profile", action="store_true", help="shares of the updates' time by operator")
     parser.add_argument("--peer", action="store_true", help="beside sheeprl's DreamerV3; presets paper and cpu")
-    parser.add_argument("--compile", action="store_true", help="the world-model update beside a compiled one")
+    parser.add_argument("--compile", action="store_true", help="both updates beside compiled ones")
     parser.add_argument("--against", metavar="REV", help="the parts in turns with those of another commit")
     parser.add_argument("--turns", type=int, default=5, help="with --against")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE,...", help="options of the config")

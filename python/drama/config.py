@@ -331,7 +331,8 @@ class TrainConfig(_Plain):
     """Compile acting and the updates with `torch.compile`. `auto`: on a CPU, where there is a C++ compiler and the run
     is long enough to earn back the minutes that this takes the first time; torch keeps the result on disk."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto`: bfloat16 autocast on CUDA, and on a CPU that multiplies it in hardware; else float32."""
+    """`auto`: bfloat16 autocast on CUDA, and on a CPU that multiplies it in hardware; else float32. On a CPU few
+    environments are acted in at float32, which is faster there."""
 
 
 @dataclass(frozen=True)

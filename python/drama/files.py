@@ -10,6 +10,9 @@ from pathlib import Path
 
 from drama.hints import either, resume
 
+WEIGHTS = "model.safetensors"
+"""The file of an export with its networks."""
+
 try:
     import fcntl
 except ImportError:  # Windows: nothing keeps two writers apart there

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from test_imagination import record_tape
@@ -18,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from drama.agent.imagination import imagine
+from drama.agent.player import FEW
 from drama.config import Config, preset
 from drama.interface import LONE
 from drama.models.observation import Parts
@@ -241,6 +243,27 @@ def test_freed_memory_is_kept_for_the_next_update() -> None:
         for kept in (False, True)
     }
     assert resident[True] - resident[False] > 150e6
+
+
+def test_few_environments_are_acted_in_at_float32_on_a_cpu() -> None:
+    """The model's precision, that of its updates, is for many."""
+    config = preset("debug")
+    learners = []
+    for precision in ("float32", "bfloat16"):
+        changed = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
+        learners.append(Learner(changed, frames(config), CPU))
+    learners[1].load_state_dict(learners[0].state_dict())
+    same = []
+    for count in (1, FEW + 1):
+        obs = {LONE: np.full((count, *config.env.frame_size, 1), 128, np.uint8)}
+        outputs = []
+        for learner in learners:
+            torch.manual_seed(0)
+            player = learner.player(count)
+            player.act(obs, np.ones(count, bool))
+            outputs.append(player.get_state()[1])
+        same.append(torch.equal(*outputs))
+    assert same == [True, False]
 
 
 def test_recorded_updates_are_those_without_a_recording() -> None:

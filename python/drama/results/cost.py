@@ -12,11 +12,9 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from drama.agent.player import Player
 from drama.config import Config
 from drama.interface import Choices, Image, Interface
 from drama.models.world_model import Batch
-from drama.runtime.compiling import wants_compiling
 from drama.training.learner import Learner
 
 REPEATS = 3
@@ -58,8 +56,7 @@ def milliseconds(config: Config, learner: Learner, env: gym.Env) -> dict[str, fl
     starts = sequences
     if t.imagine_from == "replay":
         starts = _blank_batch(interface, t.imagination_batch, t.context, device)
-    compiling = wants_compiling(config, device)
-    player = Player(learner.world_model, learner.agent, num_envs=1, record=t.cuda_graph, compile=compiling)
+    player = learner.player(1)
     frames = None
     if t.statistics_frames:
         frames = {name: x.flatten(0, 1)[: t.statistics_frames] for name, x in sequences.obs.items()}

@@ -15,13 +15,13 @@ from drama import __version__
 from drama.agent.player import Player
 from drama.config import Config
 from drama.envs import interface_of, known_game, make_frames, runs_code
-from drama.files import check_run, write_atomically
+from drama.files import WEIGHTS, check_run, write_atomically
 from drama.interface import Image, Interface
 from drama.results.scores import human_normalised, random_and_human
 from drama.runtime.device import random_from, resolve_device
 from drama.training import checkpoint
 from drama.training.learner import Learner
-from drama.training.weights import WEIGHTS, check_contents, check_state, is_export, load_weights
+from drama.training.weights import check_contents, check_state, is_export, load_weights
 
 STEPS = 27_000
 """After which an episode that nothing else ends is truncated: the half hour that Atari games have."""

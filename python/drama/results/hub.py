@@ -6,8 +6,9 @@ import re
 import sys
 from pathlib import Path
 
+from drama.files import WEIGHTS
+
 SCHEME = "hf:"
-WEIGHTS = "model.safetensors"
 FILES = ["config.json", "interface.json", WEIGHTS, "README.md", "metrics.jsonl", "evaluation-*.json"]
 """All that is downloaded, whatever else is there."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from drama.agent.actor_critic import ActorCritic, Targets
 from drama.agent.imagination import Step, Trajectory, imagine, imagine_step, recorded_imagination
+from drama.agent.player import Player
 from drama.agent.ppo import minibatches
 from drama.config import Config
 from drama.interface import Interface, Observations
@@ -95,6 +96,11 @@ class Learner:
             ),
             "agent": _Optimizer(self.agent, train.agent_lr, train.agent_clip, schedules["agent"]),
         }
+
+    def player(self, num_envs: int) -> Player:
+        """What acts while the networks learn, recorded or compiled as their updates are."""
+        recorded, compiling = self.config.train.cuda_graph, wants_compiling(self.config, self.device)
+        return Player(self.world_model, self.agent, num_envs, record=recorded, compile=compiling)
 
     def to_batch(self, sample: dict[str, NDArray[Any]]) -> Batch:
         """Move sequences sampled from the replay to the device."""
@@ -280,13 +286,23 @@ def shifted(obs: Tensor, limit: int) -> Tensor:
     return torch.stack([obs[i][:, rows[i]][:, :, columns[i]] for i in range(batch)])
 
 
+def first_misfit(
+    found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]]
+) -> tuple[str, list[int] | str, list[int] | str] | None:
+    """The first weight that is missing, unknown or of another shape, with both shapes; None where all are alike."""
+    for name in sorted(found.keys() | wanted.keys()):
+        there, here = (list(shapes[name]) if name in shapes else "none" for shapes in (found, wanted))
+        if there != here:
+            return name, there, here
+    return None
+
+
 def _misfit(model: WorldModel, state: dict[str, Any], error: Exception) -> str:
-    """The first weight of the world model that is missing, unknown or of another shape, in one line."""
-    there, here = state.get("world_model", {}), model.state_dict()
-    for name in sorted(there.keys() | here.keys()):
-        found, wanted = (list(w[name].shape) if name in w else "none" for w in (there, here))
-        if found != wanted:
-            return f"world_model.{name} is {found} in the checkpoint and {wanted} here"
+    """What does not fit in the world model, in one line."""
+    there, here = ({name: w.shape for name, w in state.items()} for state in (state["world_model"], model.state_dict()))
+    if misfit := first_misfit(there, here):
+        name, found, wanted = misfit
+        return f"world_model.{name} is {found} in the checkpoint and {wanted} here"
     return str(error).replace("\n", " ")
 
 

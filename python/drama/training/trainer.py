@@ -17,7 +17,6 @@ import torch
 
 from drama import hints
 from drama.agent.imagination import dream
-from drama.agent.player import Player
 from drama.config import Config
 from drama.envs import EnvError
 from drama.files import check_new, check_run, locked, write_atomically
@@ -85,18 +84,16 @@ class Trainer:
                 state = checkpoint.load_state(folder, self.device)
                 check_state(config, self.interface, state, folder / "state.pt")
             self.learner = Learner(config, self.interface, self.device)
-            compiling = wants_compiling(config, self.device)
-            networks = self.learner.world_model, self.learner.agent
-            player = Player(*networks, train.num_envs, record=train.cuda_graph, compile=compiling)
-            self._collector = Collector(config, envs, self.interface, player)
+            self._collector = Collector(config, envs, self.interface, self.learner.player(train.num_envs))
             self.step = 0
             """Steps of the environments so far, over all of them."""
             self.notes: list[str] = []
             """What a person should know of this run, in a line each."""
-            if compiling:
+            if wants_compiling(config, self.device):
+                off = hints.either("--train.compile off", "the option train.compile 'off'")
                 self.notes.append(
                     "the updates are compiled before the first of them, for minutes if torch has not kept them from"
-                    " another run; --train.compile off goes on without, more slowly"
+                    f" another run; {off} goes on without, more slowly"
                 )
             self.recent: deque[float] = deque(maxlen=10)
             """Returns of the last episodes."""

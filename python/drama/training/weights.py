@@ -12,12 +12,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from drama.config import Config
+from drama.files import WEIGHTS
 from drama.interface import Interface
 from drama.runtime.device import random_from
 from drama.training import checkpoint
-from drama.training.learner import Learner
+from drama.training.learner import Learner, first_misfit
 
-WEIGHTS = "model.safetensors"
 VERSION = "1"
 DATA = {".json", ".jsonl", ".md", ".txt", ".csv", ".html", ".png", ".svg", ".jpg", ".gif", ".mp4", ".onnx"}
 """What may lie beside the weights: nothing that anybody would run, and no other weights."""
@@ -81,11 +81,9 @@ def check_fits(config: Config, interface: Interface, found: Mapping[str, Sequenc
 
     The config may be somebody else's, and ask for more than there is: nothing is allocated before.
     """
-    wanted = shapes_of(config, interface)
-    for key in sorted(wanted.keys() | found.keys()):
-        shape = list(found[key]) if key in found else "none"
-        if shape != (expected := wanted.get(key, "none")):
-            raise ValueError(f"{path}: {key} is {shape}, and {expected} with the config beside it")
+    if misfit := first_misfit(found, shapes_of(config, interface)):
+        name, shape, wanted = misfit
+        raise ValueError(f"{path}: {name} is {shape}, and {wanted} with the config beside it")
 
 
 def check_state(config: Config, interface: Interface, state: Mapping[str, Any], path: Path) -> None:

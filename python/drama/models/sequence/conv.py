@@ -19,9 +19,15 @@ def causal_conv(conv: nn.Conv1d, x: Tensor, segment: Tensor | None, window: Tens
     Returns:
         `[B, T, C]` and the next window.
     """
-    length, past = x.shape[1], window.shape[1]
-    weight, bias = _parameters(conv, x.dtype)
-    padded = torch.cat([window.to(x.dtype), x], dim=1)
+    out = convolved(x, *_parameters(conv, x.dtype), segment, window)
+    return F.silu(out), next_window(x, segment, window, window.shape[1])
+
+
+def convolved(x: Tensor, weight: Tensor, bias: Tensor, segment: Tensor | None, window: Tensor | None) -> Tensor:
+    """`causal_conv` before its SiLU, with the weight `[K, C]`; without a window there is nothing before `x`."""
+    length, past = x.shape[1], weight.shape[0] - 1
+    head = x.new_zeros(x.shape[0], past, x.shape[2]) if window is None else window.to(x.dtype)
+    padded = torch.cat([head, x], dim=1)
     out = x * weight[past] + bias
     segments = None if segment is None else F.pad(segment, (past, 0))
     for begin in range(past):
@@ -29,7 +35,7 @@ def causal_conv(conv: nn.Conv1d, x: Tensor, segment: Tensor | None, window: Tens
         if segments is not None:
             taps = taps * torch.eq(segments[:, begin : begin + length], segments[:, past:])[..., None]
         out = out + padded[:, begin : begin + length] * taps
-    return F.silu(out), next_window(x, segment, window, past)
+    return out
 
 
 def next_window(x: Tensor, segment: Tensor | None, window: Tensor | None, past: int) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from drama.models.norm import EPS
+from drama.models.sequence.conv import convolved
 
 TILE = 512
 """Tokens of a tile on the CPU: a few arrays of a thousand channels of them fit a core's cache."""
@@ -103,7 +104,7 @@ def mix_plainly(
         gate, xbc, raw = projected.to(weights.a.dtype).split([sizes.inner, sizes.conv, sizes.heads], dim=-1)
         if segment is None:
             segment = torch.zeros(batch, length, dtype=torch.long, device=projected.device)
-        act = F.silu(_convolved(xbc, weights, segment, window))
+        act = F.silu(convolved(xbc, weights.conv, weights.conv_bias, segment, window))
         dt = F.softplus(raw + weights.dt_bias)
 
         times = _time_slices(length, sizes)
@@ -143,18 +144,6 @@ def mix_plainly(
         parts = (tokens * F.silu(gate)).unflatten(-1, (sizes.groups, -1))
         normed = parts * torch.rsqrt(parts.square().mean(-1, keepdim=True) + EPS)
         return (normed.flatten(2) * weights.norm).to(projected.dtype), h.flatten(1, 2)
-
-
-def _convolved(xbc: Tensor, weights: Weights, segment: Tensor, window: Tensor | None) -> Tensor:
-    """The convolution of `xbc[B, T, conv]` within each episode."""
-    past, length = weights.conv.shape[0] - 1, xbc.shape[1]
-    head = xbc.new_zeros(xbc.shape[0], past, xbc.shape[2]) if window is None else window.to(xbc.dtype)
-    padded, segments = torch.cat([head, xbc], dim=1), F.pad(segment, (past, 0))
-    out = weights.conv_bias + xbc * weights.conv[past]
-    for tap in range(past):
-        same = (segments[:, tap : tap + length] == segment)[..., None]
-        out = out + padded[:, tap : tap + length] * same * weights.conv[tap]
-    return out
 
 
 class _Tile(NamedTuple):
