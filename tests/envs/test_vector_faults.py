@@ -696,6 +696,9 @@ OBS = np.zeros(1, np.float32)
         ((OBS, {}), (OBS, np.ones(2), False, False, {}), r"reward: got array\(\[1\., 1\.\]\), expected a number"),
         ((OBS, {}), (OBS, 1, np.ones(2, bool), False, {}), "terminated: got array.*, expected a boolean"),
         ((OBS, {}), (OBS, 1, False, np.ones(2, bool), {}), "truncated: got array.*, expected a boolean"),
+        ((OBS, {}), (OBS, 1, "False", False, {}), "terminated: got 'False', expected a boolean"),
+        ((OBS, {}), (OBS, 1, False, float("nan"), {}), "truncated: got nan, expected a boolean"),
+        ((OBS, {}), (OBS, 1, None, False, {}), "terminated: got None, expected a boolean"),
         ((OBS, {}), (OBS, 1, False, False, [1]), r"info: got \[1\], expected a dict"),
         ((OBS, {}), (np.ma.masked_array(OBS, [True]), 1, False, False, {}), "observation: got masked values, expected"),
     ],
@@ -709,6 +712,152 @@ def test_what_an_environment_gives_is_named(workers: int, reset: Any, step: Any,
 
     with closing(env), pytest.raises(EnvError, match=f"(?s)environment 0 raised.*{message}"):
         begin()
+
+
+@pytest.mark.parametrize("ends", [1, np.True_, np.array(True), np.array([1]), 1.0])
+def test_what_stands_for_a_boolean_is_one(ends: Any) -> None:
+    with closing(make_vector([functools.partial(Says, (OBS, {}), (OBS, 1, ends, 0 * ends, {}))], num_workers=0)) as env:
+        env.reset()
+        assert [flags.tolist() for flags in env.step([0])[2:4]] == [[True], [False]]
+
+
+@pytest.mark.parametrize("workers", [0, slowly(2)])
+def test_the_last_observation_of_an_episode_is_checked_too(workers: int) -> None:
+    make = functools.partial(Says, (OBS, {}), (np.zeros(2), 1, True, False, {}))
+    with closing(make_vector([make] * 2, num_workers=workers, autoreset_mode="SameStep")) as env:
+        env.reset()
+        with pytest.raises(EnvError, match=r"observation: got shape \(2,\), expected \(1,\)"):
+            env.step([0, 0])
+
+
+class Hoards(Says):
+    """Writes over what it was given and over what it gave."""
+
+    def __init__(self) -> None:
+        super().__init__(None, None)
+        self.log: list[int] = []
+        self.seen: list[Any] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        return OBS, {"level": (options or {}).pop("level", None), "log": self.log}
+
+    def step(self, action: np.int64) -> Any:
+        self.log.append(int(action))
+        return OBS, 0.0, False, False, {"log": self.log, "n": len(self.log)}
+
+    def take(self, *given: Any) -> int:
+        self.seen.append(given[0].pop())
+        return len(given[0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_environments_share_nothing_whatever_the_workers(workers: int) -> None:
+    with closing(make_vector([Hoards] * 4, num_workers=workers)) as env:
+        options = {"level": 3}
+        first = env.reset(options=options)[1]
+        assert first["level"].tolist() == [3] * 4
+        assert options == {"level": 3}
+        one = env.step([1] * 4)[4]
+        two = env.step([0] * 4)[4]
+        assert [infos["log"].tolist() for infos in (first, one, two)] == [[[]] * 4, [[1]] * 4, [[1, 0]] * 4]
+        assert env.call("take", [1, 2, 3]) == (2,) * 4
+        given: list[int] = [5]
+        env.set_attr("log", [given] * 4)
+        env.step([1] * 4)
+        assert (given, env.get_attr("log")) == ([5], ([5, 1],) * 4)
+
+
+class Gone:
+    """Can be pickled, and not unpickled."""
+
+    def __reduce__(self) -> Any:
+        return exec, ("raise LookupError('it is gone')",)
+
+
+class Leaves(Says):
+    """Its infos cannot be unpickled, from reset on or from the first step on."""
+
+    def __init__(self, at: str) -> None:
+        super().__init__((OBS, {"x": Gone()} if at == "reset" else {}), (OBS, 1, 0, 0, {"x": Gone()}))
+
+    def get(self) -> Gone:
+        return Gone()
+
+
+def test_what_cannot_be_unpickled_is_that_environment_s_fault() -> None:
+    what = r"(?s)environment 1.*it is gone.*came from a worker process, and cannot be unpickled"
+    with closing(make_vector([functools.partial(Leaves, "step")] * 2, num_workers=2)) as env:
+        env.reset()
+        with pytest.raises(EnvError, match=what) as raised:
+            env.step([0, 0])
+        assert raised.value.env_id == 1
+        with pytest.raises(RuntimeError, match="reset must come first"):
+            env.step([0, 0])
+        env.reset()
+        with pytest.raises(EnvError, match=what):
+            env.call("get")
+        assert env.get_attr("render_mode") == (None, None)
+    with closing(make_vector([functools.partial(Leaves, "reset")] * 2, num_workers=2)) as env:
+        for _ in range(2):
+            with pytest.raises(EnvError, match=what):
+                env.reset()
+
+
+class Interrupting:
+    """A board where Ctrl-C comes after call number `at`."""
+
+    def __init__(self, board: Any, at: int) -> None:
+        self.board, self.left = board, at
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.board, name)
+
+        def call(*args: Any) -> Any:
+            result = found(*args)
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+            return result
+
+        return call
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("way", ["step", "send"])
+def test_ctrl_c_at_any_instant_mixes_no_two_steps(workers: int, way: str) -> None:
+    def play(actions: list[int]) -> Any:
+        if way == "step":
+            return env.step(actions)
+        env.send(actions)
+        return env.recv()
+
+    with closing(make_vector([Counter] * 4, num_workers=workers)) as env:
+        board, interrupted = env._board, 0
+        for at in range(1, 12):
+            env.reset()
+            env._board = Interrupting(board, at)  # type: ignore[assignment]
+            try:
+                play([HUGE] * 4)
+            except KeyboardInterrupt:
+                interrupted += 1
+                env._board = board
+                refused = "reset must come first"
+                try:
+                    observations, *_, infos = env.step([COUNT] * 4)  # where nothing had begun yet
+                    assert (observations.tolist(), infos) == ([1] * 4, {})
+                except RuntimeError as error:
+                    refused = str(error)
+                assert re.search("reset must come first|must be received", refused)
+                observations, infos = env.reset()
+                assert (observations.tolist(), infos) == ([0] * 4, {})
+            finally:
+                env._board = board
+            env.reset()
+            observations, *_, infos = play([COUNT] * 4)
+            assert observations.tolist() == [1] * 4
+            assert infos.keys() <= {"env_id"}
+        assert interrupted >= 3
 
 
 def test_lists_are_as_good_as_tuples() -> None:

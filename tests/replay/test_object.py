@@ -337,3 +337,20 @@ def test_a_cast_keeps_the_number_or_is_refused(given: str, wanted: str) -> None:
             with pytest.raises(ValueError, match=rf'field "x": got .* \(dtype {given}\), which {wanted} does not hold'):
                 buffer.add(x=value, terminated=False, truncated=False)
     assert taken > 1
+
+
+@pytest.mark.parametrize("how", ["pickle", "deepcopy"])
+def test_a_copy_does_not_save_over_what_the_buffer_saved(tmp_path: Path, how: str) -> None:
+    """Two that go on apart would write over each other."""
+    buffer = make()
+    buffer.save(tmp_path / "one")
+    other = COPIES[how](buffer)
+    add(other, 1)
+    with pytest.raises(ValueError, match="the save of another buffer"):
+        other.save(tmp_path / "one")
+    other.save(tmp_path / "two")
+    buffer.save(tmp_path / "one")
+    assert [ReplayBuffer.load(tmp_path / name).total for name in ("one", "two")] == [33, 34]
+    again = COPIES[how](ReplayBuffer.load(tmp_path / "two"))
+    with pytest.raises(ValueError, match="the save of another buffer"):
+        again.save(tmp_path / "two")

@@ -6,8 +6,9 @@ final_info), objects)`, each part None if there is none, or an exception.
 
 from __future__ import annotations
 
+import copy as copying
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import gymnasium
@@ -20,6 +21,8 @@ from drama.envs.layout import Description, Layout, describe_env, flatten, leaves
 
 Payload = Any
 MAX_CHOICES = 4096
+PLAIN = (int, float, complex, str, bytes, type(None), np.generic)
+CONTAINERS = (dict, list, set, bytearray, np.ndarray)
 
 
 class EnvError(RuntimeError):
@@ -57,6 +60,33 @@ class failing:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, EnvError | NotMade):
             raise EnvError(self._index, describe(error)) from error
+
+
+def owned(value: Any) -> Any:
+    """A deep copy, or the object itself where it cannot be copied."""
+    try:
+        return copying.deepcopy(value)
+    except Exception:
+        return value
+
+
+def settled(payload: Payload) -> Payload:
+    """A payload whose info stays as it is, whatever its environment does to it. Of numbers, strings and arrays of them
+    the batch takes a copy anyway."""
+    if payload is None or isinstance(payload, Exception) or payload[0] is None:
+        return payload
+
+    def copied(value: Any) -> bool:
+        return isinstance(value, PLAIN) or (isinstance(value, np.ndarray) and not value.dtype.hasobject)
+
+    info, *others = payload
+    return payload if all(map(copied, info.values())) else (owned(info), *others)
+
+
+def _apart(values: Iterable[Any]) -> list[Any]:
+    """The arguments of a call for one environment: no other is handed the same dict, list, set or array, as it may be
+    in another process."""
+    return [owned(value) if type(value) in CONTAINERS else value for value in values]
 
 
 def make_one(index: int, env_fn: Callable[[], gymnasium.Env[Any, Any]]) -> gymnasium.Env[Any, Any]:
@@ -211,7 +241,7 @@ class EnvGroup:
         for index, seed in seeds.items():
             with failing(index):
                 assert self._share is not None
-                payloads[index] = self._share.reset(index, {"seed": seed, "options": options})
+                payloads[index] = settled(self._share.reset(index, {"seed": seed, "options": owned(options)}))
         return payloads
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
@@ -220,14 +250,16 @@ class EnvGroup:
         for index, env in enumerate(self.envs, self._first):
             with failing(index):
                 value = env.get_wrapper_attr(name)
-                results.append(value(*args, **kwargs) if callable(value) else value)
+                if callable(value):
+                    value = value(*_apart(args), **dict(zip(kwargs, _apart(kwargs.values()), strict=True)))
+                results.append(value)
         return results
 
     def set_attr(self, name: str, values: Sequence[Any]) -> None:
         """Set an attribute of each environment."""
         for index, (env, value) in enumerate(zip(self.envs, values, strict=True), self._first):
             with failing(index):
-                env.set_wrapper_attr(name, value)
+                env.set_wrapper_attr(name, *_apart([value]))
 
     def set_state(self, states: Sequence[Any]) -> None:
         """Call `set_state` of each environment with its own."""

@@ -19,6 +19,7 @@ import gymnasium
 from gymnasium.vector.utils import clear_mpi_env_vars
 
 from drama._native import VectorBoard
+from drama.envs.group import EnvError, describe
 from drama.envs.worker import CLOSE
 
 # A fresh interpreter rather than a fork, which would copy locked locks of other threads, or `multiprocessing`'s spawn,
@@ -31,6 +32,13 @@ from drama.envs.worker import main
 main(*json.loads(arguments))
 """
 POLL_SECONDS = 0.1
+
+
+def unreadable(cause: Exception) -> ValueError:
+    """What is wrong with what a worker sent, for which unpickling raised `cause`."""
+    error = ValueError("what an environment gave came from a worker process, and cannot be unpickled here")
+    error.__cause__ = cause
+    return error
 
 
 class WorkerDied(RuntimeError):
@@ -112,7 +120,10 @@ class Worker:
                 raise self.death()
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError
-        value, error, cause = cloudpickle.loads(answer)
+        try:
+            value, error, cause = cloudpickle.loads(answer)
+        except Exception as failure:
+            raise EnvError(self.env_ids[0], describe(unreadable(failure))) from failure
         if error is not None:
             raise error from cause
         return value

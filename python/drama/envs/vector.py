@@ -32,10 +32,10 @@ from drama.envs.arguments import (
     seconds,
 )
 from drama.envs.batches import Batches
-from drama.envs.group import EnvError, EnvGroup, Payload, describe, failing, make_one
+from drama.envs.group import EnvError, EnvGroup, Payload, describe, failing, make_one, settled
 from drama.envs.layout import Description
 from drama.envs.measure import probe, workers_pay
-from drama.envs.processes import POLL_SECONDS, Worker, WorkerDied, encode, encode_make
+from drama.envs.processes import POLL_SECONDS, Worker, WorkerDied, encode, encode_make, unreadable
 
 Flags = NDArray[np.bool_]
 # Longest that closing waits for a worker before it is killed.
@@ -87,6 +87,11 @@ class _Engine:
 def _check_name(name: Any) -> None:
     if not isinstance(name, str):
         raise TypeError(f"name: got {name!r}, expected that of a method or attribute")
+
+
+def _keep(kept: dict[int, Payload], index: int, payload: Payload) -> None:
+    """Take what an environment of this process said, as a worker's mail would bring it."""
+    kept[index] = settled(payload)
 
 
 class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
@@ -215,7 +220,11 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._own_objects: dict[int, list[Any]] = {}
         if self._own is not None:
             engine.group = EnvGroup(
-                board, worker=0, first=0, keep=self._kept.__setitem__, action_objects=self._own_objects.pop
+                board,
+                worker=0,
+                first=0,
+                keep=functools.partial(_keep, self._kept),
+                action_objects=self._own_objects.pop,
             )
             told.append(engine.group.make(self._env_fns[: self._shares[0]]))
         told += [worker.receive() for worker in engine.workers]
@@ -317,6 +326,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             raise RuntimeError(f"send: results of the environments {wrong} have not been received")
         self._post(actions, ids)
         self._sent, self._ids = True, []
+        self._started = True
 
     def recv(self) -> StepResult:
         """Wait until `batch_size` environments are ready, and return their results in the order of their numbers.
@@ -345,6 +355,8 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
                 raise RuntimeError(f"step: the episodes of the environments {wrong} have ended; reset them first")
         for index, objects in self._batches.write_actions(actions, ids).items():
             self._write_objects(index, objects)
+        # Until all has gone well: whatever is cut short from here on, at any instant, has its results forgotten.
+        self._started = False
         if not self._lost:
             return self._board.post(self._own, ids)
         # They were restarted while nothing was asked of them, so what their action was for is gone.
@@ -362,14 +374,13 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
     def _await(self, wanted: int) -> None:
         """Step this process's environments and wait until `wanted` are done."""
-        self._started = False  # until all has gone well
+        self._started = False
         if self._engine.group is not None:
             self._engine.group.run(wanted)
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
         while True:
             left = POLL_SECONDS if deadline is None else min(POLL_SECONDS, max(deadline - time.monotonic(), 0.0))
             if self._board.wait(wanted, left):
-                self._started = True
                 return
             try:
                 for worker in self._engine.workers:
@@ -385,15 +396,23 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         payloads = [] if not extras else [(index, self._payload(index)) for index in extras]
         for index, payload in payloads:
             if isinstance(payload, str | Exception):
-                self._started = False
                 if isinstance(payload, str):
                     raise EnvError(index, payload)
                 raise EnvError(index, describe(payload)) from payload
         infos = self._batches.take_in(range(self.num_envs) if ids is None else ids, payloads, ids, self)
-        return self._batches.observe(ids), rewards, terminated, truncated, infos
+        observations = self._batches.observe(ids)
+        self._started = True
+        return observations, rewards, terminated, truncated, infos
 
     def _payload(self, index: int) -> Payload:
-        return self._kept.pop(index) if index in self._kept else cloudpickle.loads(self._board.read_mail(index))
+        """What an environment said, or the exception that it raised, or that its unpickling here raises."""
+        if index in self._kept:
+            return self._kept.pop(index)
+        mail = self._board.read_mail(index)
+        try:
+            return cloudpickle.loads(mail)
+        except Exception as error:
+            return unreadable(error)
 
     # Calls to every environment
 

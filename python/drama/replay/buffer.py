@@ -45,7 +45,9 @@ def _unpickle(cls: type[ReplayBuffer], files: dict[str, bytes]) -> ReplayBuffer:
     with TemporaryDirectory(prefix="drama-") as folder:
         for name, content in files.items():
             (Path(folder) / Path(name).name).write_bytes(content)
-        return cls.load(folder)
+        buffer = cls.__new__(cls)
+        buffer.native = _native.Replay.restore(folder)
+        return buffer
 
 
 def _path(name: str, given: str | os.PathLike[str]) -> str:
@@ -348,7 +350,7 @@ class ReplayBuffer:
 
         Raises:
             OSError: a file cannot be written.
-            ValueError: the directory has the save of another buffer.
+            ValueError: the directory has the save of another buffer; a copy or pickle of this one is another.
         """
         self.native.save(_path("path", path))
 

@@ -451,6 +451,11 @@ impl Ring {
         }
     }
 
+    /// Makes this the ring of a buffer of its own, which saves over nothing that the one it was read from saved.
+    pub fn part(&mut self) {
+        self.identity = new_identity();
+    }
+
     /// Declares whose save is restored, and how many rows of each environment it has.
     pub(crate) fn restore(&mut self, identity: u64, totals: &[u64]) {
         self.identity = identity;

@@ -391,6 +391,14 @@ impl Replay {
         Ok(Self::from_parts(ring, rng, Some(saved)))
     }
 
+    /// Reads what `dump` wrote as a buffer of its own, which does not save over what that one saved.
+    #[staticmethod]
+    fn restore(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        let (mut ring, rng, _) = detached(py, || load_stored(&path, None)).map_err(to_python)?;
+        ring.part();
+        Ok(Self::from_parts(ring, rng, None))
+    }
+
     fn __len__(&self, py: Python<'_>) -> usize {
         detached(py, || self.read().len())
     }

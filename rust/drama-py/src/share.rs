@@ -57,6 +57,12 @@ fn parts<'py>(what: &str, result: &Bound<'py, PyAny>, count: usize, expected: &s
     Ok(values)
 }
 
+/// What 0 or 1 stands for, as in an array or a tensor of one element.
+fn boolean(value: &Bound<'_, PyAny>) -> Option<bool> {
+    let is = |number: u8| value.eq(number).unwrap_or(false);
+    if is(1) { Some(true) } else { is(0).then_some(false) }
+}
+
 /// A deep copy, or the object itself where it cannot be copied.
 fn kept<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let py = object.py();
@@ -169,7 +175,7 @@ impl EnvShare {
         let result = result.cast_into::<PyTuple>()?;
         let flag = |name, place| {
             let value = result.get_item(place)?;
-            value.is_truthy().map_err(|_| wrong(name, &value, "a boolean"))
+            value.extract::<bool>().ok().or_else(|| boolean(&value)).ok_or_else(|| wrong(name, &value, "a boolean"))
         };
         let (terminated, truncated) = (flag("terminated", 1)?, flag("truncated", 2)?);
         let (reward, info) = (result.get_item(0)?, result.get_item(3)?);
@@ -182,6 +188,9 @@ impl EnvShare {
                 (None, Some(out)) => out.bind(py).call_method0(intern!(py, "copy"))?,
                 (None, None) => return Err(PyRuntimeError::new_err("step: no observation")),
             };
+            if calls.out.is_none() {
+                self.observe(env, &observation)?; // only to be checked: the first of the next episode comes there
+            }
             // The environment may give the same objects again, and write over them in its reset.
             let last = (kept(&observation)?, kept(&info)?).into_pyobject(py)?;
             let extra = self.begin(py, env, None)?;
