@@ -162,6 +162,10 @@ class LatentConfig(_Plain):
     posterior_gain: float = 0.0
     """Batch-normalise the posterior's logits with this gain to begin with, so that it cannot become the same for all
     frames while small objects are still ignored; 0 leaves the logits as they are."""
+    local: bool = False
+    """Of an observation that is one image, each cell of the encoder's grid has its own share of the variables: told
+    from that cell's features alone, by weights that all cells share, and decoded there. So what is learned of an
+    object holds wherever the others are. Without, as published, each variable tells of the whole image."""
 
 
 @dataclass(frozen=True)
@@ -231,6 +235,10 @@ class WorldModelConfig(_Plain):
     two_hot_mean: Literal["symlog", "raw"] = "symlog"
     """Where rewards and values are averaged over their bins: in symlog space, as published, which shrinks rare ones
     (1 with a probability of 5 % is read as 0.035), or as they are (DreamerV3 of 2024)."""
+    reward_from: Literal["output", "next"] = "output"
+    """`output`: the reward of an action is told from the sequence model's output alone, as published. `next`: from it
+    and the latent of the observation that followed, which shows what happened (DreamerV3); in imagination from the one
+    that is sampled."""
     reset_state: bool = True
     """Forget the past where an episode begins; the published code does not."""
 
@@ -389,6 +397,7 @@ class Config(_Plain):
             first_batch = max(first_batch, t.num_envs * t.context + t.imagination_batch)
         inside = t.batch_size * (t.batch_length - t.context + 1)
         scale = math.prod(vision.strides)
+        cells, latent = (height // max(scale, 1)) ** 2, self.world_model.latent
         checks = {
             f"train.start_step: {t.start_step} rows cannot fill the first batch, which needs {first_batch}; raise it": (
                 t.start_step >= first_batch
@@ -407,6 +416,8 @@ class Config(_Plain):
             f"env.size: {self.env.size} must be square, a multiple of {scale}, the encoder's total stride": (
                 height == width and height % scale == 0
             ),
+            f"world_model.latent.variables: {latent.variables} must be a multiple of {cells}, the cells of the"
+            " encoder's grid (world_model.latent.local)": not latent.local or latent.variables % max(cells, 1) == 0,
             f"env.frame_stack: {self.env.frame_stack} must be 1: the world model's state is its memory": (
                 self.env.frame_stack == 1
             ),

@@ -112,6 +112,11 @@ class Interface:
         return {name: part for name, part in self.observation.items() if isinstance(part, Image)}
 
     @property
+    def is_image(self) -> bool:
+        """Whether an observation is one picture and nothing else."""
+        return list(self.observation) == list(self.images) == [LONE]
+
+    @property
     def vectors(self) -> dict[str, Vector]:
         """The parts that are numbers; at most one."""
         return {name: part for name, part in self.observation.items() if isinstance(part, Vector)}

@@ -228,7 +228,7 @@ def test_imagination_equals_the_parallel_form(context: int) -> None:
     torch.testing.assert_close(trajectory.features[:, 1:, LATENTS:], d[:, context - 1 :], atol=1e-4, rtol=1e-4)
     carried = d[:, context - 2] * ~steps.is_first[:, -1:]
     torch.testing.assert_close(trajectory.features[:, 0, LATENTS:], carried, atol=1e-4, rtol=1e-4)
-    reward, termination = model.predict_outcome(d[:, context - 1 :])
+    reward, termination = model.predict_outcome(d[:, context - 1 :], trajectory.features[:, 1:, :LATENTS])
     torch.testing.assert_close(trajectory.reward, model.two_hot.decode(reward), atol=1e-4, rtol=1e-4)
     assert torch.equal(trajectory.cont, (termination <= 0).float())
 

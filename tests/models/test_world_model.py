@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from drama.config import LatentConfig, SequenceConfig, VisionConfig, WorldModelConfig, preset
-from drama.interface import LONE, Interface
+from drama.interface import LONE, Choices, Image, Interface
 from drama.models.losses import CHANGE, MOVING_SHARE, Harmony, kl_losses, reconstruction_losses
 from drama.models.vision import Decoder
 from drama.models.world_model import Batch, WorldModel
@@ -282,6 +283,84 @@ def test_outcomes_of_the_next_action_cannot_be_predicted() -> None:
     reward, termination = train_outcomes(outcome, 100)
     assert 0.5 < reward < 0.8
     assert 0.5 < termination < 0.8
+
+
+def test_local_latents_are_told_from_their_cell_and_tell_of_it() -> None:
+    """Of patches that do not overlap: a changed pixel changes the variables of its cell, these the pixels of it."""
+    vision = VisionConfig(channels=(6,), strides=(4,), output="linear")
+    local = LatentConfig(variables=8, classes=4, posterior_gain=3.0, local=True)  # two for each of four cells
+    model = make_model(dataclasses.replace(CONFIG, vision=vision, latent=local)).eval()
+    frame = torch.randint(0, 256, (1, SIZE, SIZE, 1), dtype=torch.uint8)
+    changed = frame.clone()
+    changed[0, 2, 5] ^= 255  # of the cell in the first row and second column
+    with torch.no_grad():
+        differs = (model.encode({LONE: frame}) - model.encode({LONE: changed})).abs().amax(-1)[0] > 1e-4
+        assert differs.tolist() == [False, False, True, True, False, False, False, False]
+        z = torch.eye(4).repeat(2, 1).flatten()[None]
+        other = z.clone()
+        other[0, 12:16] = torch.tensor([1.0, 0.0, 0.0, 0.0])  # the second variable of that cell
+        moved = (model.decode(z)[LONE] - model.decode(other)[LONE]).abs()[0, ..., 0] > 1e-4
+        assert moved[:4, 4:].any()
+        assert not moved[4:].any()
+        assert not moved[:4, :4].any()
+        blank = model.decode(torch.zeros_like(z))[LONE]
+    assert (blank[0, :4, :4] - blank[0, 4:, 4:]).abs().max() > 1e-4  # what is always there differs from place to place
+
+
+def test_of_other_observations_latents_are_not_local() -> None:
+    local = dataclasses.replace(CONFIG, latent=LatentConfig(variables=8, classes=4, local=True))
+    parts = {"obs_left": Image((SIZE, SIZE, 1)), "obs_right": Image((SIZE, SIZE, 1))}
+    model = WorldModel(local, Interface(parts, Choices((ACTIONS,))))
+    found = model.encode({name: torch.zeros(3, SIZE, SIZE, 1, dtype=torch.uint8) for name in parts})
+    assert found.shape == (3, 8, 4)
+    assert set(model.decode(found.exp().flatten(1))) == set(parts)
+
+
+def told(reward: Tensor, ended: Tensor, is_first: Tensor, changed: int, reward_from: Any) -> list[bool]:
+    """For which steps the gradient of the reward's loss reaches the posterior of the observation at step `changed`."""
+    model = make_model(dataclasses.replace(CONFIG, reward_from=reward_from))
+    for weight in model.reward[-1].parameters():
+        torch.nn.init.normal_(weight)
+    z = torch.randn(1, 6, model.latents, requires_grad=True)
+    d = torch.zeros(1, 6, CONFIG.sequence.width)
+    batch = make_batch(1, 6)._replace(reward=reward[None], ended=ended[None], is_first=is_first[None])
+    losses = model._reward_losses(d, z, batch)[0]
+    found = []
+    for loss in losses:
+        (gradient,) = torch.autograd.grad(loss, z, retain_graph=True, allow_unused=True, materialize_grads=True)
+        found.append(bool(gradient[0, changed].abs().sum() > 0))
+    return found
+
+
+def test_a_reward_is_told_from_what_followed_in_its_episode() -> None:
+    nowhere, fourth = torch.zeros(6, dtype=torch.bool), torch.arange(6) == 3
+    reward = torch.ones(6)
+    assert told(reward, nowhere, nowhere, 3, "next") == [False, False, True, False, False, False]
+    assert told(reward, nowhere, fourth, 3, "next") == [False] * 6  # it opens another episode
+    assert told(reward, nowhere, nowhere, 3, "output") == [False] * 6
+
+
+@pytest.mark.parametrize(("ended", "counted"), [(False, 5), (True, 6)])
+def test_of_the_last_step_only_an_end_tells_the_reward(ended: bool, counted: int) -> None:
+    model = make_model(dataclasses.replace(CONFIG, reward_from="next"))
+    batch = make_batch(1, 6)
+    batch.ended[0, -1] = ended
+    losses = model._reward_losses(torch.zeros(1, 6, CONFIG.sequence.width), torch.zeros(1, 6, model.latents), batch)
+    assert (losses[0] > 0).sum() == counted
+    assert losses.mean().item() == pytest.approx(math.log(5), rel=1e-5)  # over those that count
+
+
+def test_after_a_predicted_end_nothing_follows() -> None:
+    """The reward of an end was learned from zeros, as nothing is seen after it."""
+    model = make_model(dataclasses.replace(CONFIG, reward_from="next")).eval()
+    for weight in model.reward[-1].parameters():
+        torch.nn.init.normal_(weight)
+    d, following = torch.randn(3, CONFIG.sequence.width), torch.ones(3, model.latents)
+    for bias, seen in ((-9.0, following), (9.0, torch.zeros_like(following))):
+        with torch.no_grad():
+            list(model.termination.parameters())[-1].fill_(bias)
+            reward, _ = model.predict_outcome(d, following)
+            torch.testing.assert_close(reward, model.predict_reward(d, seen))
 
 
 def test_an_episode_start_inside_gives_the_outputs_of_the_halves() -> None:

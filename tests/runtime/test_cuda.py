@@ -81,7 +81,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(backend: str, strides: tuple[
         model = learner.world_model
         z = model.encode(batch.obs).exp().flatten(2)
         d, _ = model(z, batch.action, batch.is_first)
-        reward, termination = model.predict_outcome(d)
+        reward, termination = model.predict_outcome(d, z)
         outputs = [model.decode(z)[LONE], model.predict_latent(d), reward, termination]
         loss = sum((output.float().square().mean() for output in outputs), torch.zeros((), device=learner.device))
         return [t.detach().cpu() for t in (loss, *torch.autograd.grad(loss, list(model.parameters())))]

@@ -62,9 +62,10 @@ class ObservationDecoder(nn.ModuleDict):
     def __init__(self, config: WorldModelConfig, interface: Interface, inputs: int) -> None:
         super().__init__()
         self._motion_scale = config.motion_scale
+        local = config.latent.local and interface.is_image
         for name, part in interface.observation.items():
             if isinstance(part, Image):
-                self[name] = Decoder(config.vision, part.shape[0], part.shape[2], inputs)
+                self[name] = Decoder(config.vision, part.shape[0], part.shape[2], inputs, local)
             else:
                 self[name] = mlp(inputs, config.vector.units, config.vector.layers, len(part.labels))
 

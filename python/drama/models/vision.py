@@ -134,14 +134,56 @@ class Encoder(nn.Module):
         return self.layers(x).reshape(*lead, self.features)
 
 
+def logits(inputs: int, outputs: int, gain: float) -> list[nn.Module]:
+    """A linear layer, and batch norm that begins with `gain` if there is one."""
+    layers: list[nn.Module] = [nn.Linear(inputs, outputs)]
+    if gain:
+        norm = nn.BatchNorm1d(outputs)
+        nn.init.constant_(norm.weight, gain)
+        layers.append(norm)
+    return layers
+
+
+class CellPosterior(nn.Sequential):
+    """Features `[N, C * H * W]` of an encoder of `shape` (C, H, W) to logits `[N, outputs]`: each cell's from its own.
+
+    All cells share their weights. With a `gain`, batch norm begins with it, and is over all cells: one in which nothing
+    ever happens is no reason to magnify its noise.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], outputs: int, gain: float) -> None:
+        channels, height, width = shape
+        self.cells = height * width
+        super().__init__(*logits(channels, outputs // self.cells, gain))
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = features.unflatten(-1, (-1, self.cells)).transpose(-1, -2).flatten(0, 1)
+        for layer in self:
+            x = layer(x)
+        return x.reshape(len(features), -1)
+
+
+class CellStem(nn.Linear):
+    """Latents `[..., cells * n]` to `[..., cells, width]`: each cell's from its own, and what is always there."""
+
+    def __init__(self, inputs: int, width: int, cells: int) -> None:
+        super().__init__(inputs // cells, width, bias=False)
+        self.cells = cells
+        self.place = nn.Parameter(torch.randn(cells, width) * 0.1)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return super().forward(latent.unflatten(-1, (self.cells, -1))) + self.place
+
+
 class Decoder(nn.Module):
     """Latents `[..., inputs]` to frames `[..., size, size, C]` in [0, 1]: the encoder mirrored."""
 
-    def __init__(self, config: VisionConfig, size: int, channels: int, inputs: int) -> None:
+    def __init__(self, config: VisionConfig, size: int, channels: int, inputs: int, local: bool = False) -> None:
         super().__init__()
         width = config.channels[-1]
         self.shape = (width, *grid(config, size))
-        self.stem = nn.Linear(inputs, width * self.shape[1] * self.shape[2], bias=False)
+        cells = self.shape[1] * self.shape[2]
+        self.stem = CellStem(inputs, width, cells) if local else nn.Linear(inputs, width * cells, bias=False)
         layers: list[nn.Module] = [nn.BatchNorm2d(width), nn.SiLU()]
         targets = (*reversed(config.channels[:-1]), channels)
         for i, (outputs, stride) in enumerate(zip(targets, reversed(config.strides), strict=True)):
@@ -171,7 +213,11 @@ class Decoder(nn.Module):
     def patches(self, latent: Tensor) -> Tensor:
         """The frames as `to_patches` of `side` makes them: `[..., H, W, side * side * C]`."""
         lead = latent.shape[:-1]
-        x = self.stem(latent).reshape(-1, *self.shape).contiguous(memory_format=torch.channels_last)
+        x = self.stem(latent)
+        if isinstance(self.stem, CellStem):  # cell by cell, which is channels-last
+            x = x.reshape(-1, *self.shape[1:], self.shape[0]).movedim(-1, 1)
+        else:
+            x = x.reshape(-1, *self.shape).contiguous(memory_format=torch.channels_last)
         *layers, last = self.layers
         for layer in layers:
             x = layer(x)

@@ -7,20 +7,21 @@ Time convention (one for the package): at step t the agent sees frame o_t, acts 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drama.config import WorldModelConfig
-from drama.interface import Choices, Interface
+from drama.interface import LONE, Choices, Interface
 from drama.models import latent, sequence
 from drama.models.heads import TwoHot, mlp
 from drama.models.losses import Harmony, Sum, kl_losses
 from drama.models.norm import RMSNorm
 from drama.models.observation import ObservationDecoder, ObservationEncoder, Parts
 from drama.models.sequence.base import State
+from drama.models.vision import CellPosterior, Encoder, logits
 from drama.runtime.device import lowered
 
 
@@ -69,17 +70,17 @@ class WorldModel(nn.Module):
         self.latents = config.latent.variables * config.latent.classes
         self.width = config.sequence.width
         self.encoder = ObservationEncoder(config, interface)
-        self.posterior = nn.Sequential(nn.Linear(self.encoder.features, self.latents))
-        if config.latent.posterior_gain:
-            norm = nn.BatchNorm1d(self.latents)
-            nn.init.constant_(norm.weight, config.latent.posterior_gain)
-            self.posterior.append(norm)
+        gain = config.latent.posterior_gain
+        self.posterior = nn.Sequential(*logits(self.encoder.features, self.latents, gain))
+        if config.latent.local and interface.is_image:
+            self.posterior = CellPosterior(cast("Encoder", self.encoder[LONE]).shape, self.latents, gain)
         self.decoder = ObservationDecoder(config, interface, self.latents)
         tokens = self.latents + interface.action.width
         self.stem = nn.Sequential(nn.Linear(tokens, self.width, bias=False), RMSNorm(self.width), nn.SiLU())
         self.sequence = sequence.build(config.sequence)
         self.prior = nn.Linear(self.width, self.latents)
-        self.reward = mlp(self.width, config.head_units, 1, config.bins, output_scale=0.0)
+        seen = self.latents if config.reward_from == "next" else 0
+        self.reward = mlp(self.width + seen, config.head_units, 1, config.bins, output_scale=0.0)
         self.termination = mlp(self.width, config.head_units, 1, 1)
         self.two_hot = TwoHot(config.bins, config.bin_limit, config.two_hot_mean)
         self.balance = Harmony() if config.balance == "harmony" else Sum()
@@ -160,9 +161,16 @@ class WorldModel(nn.Module):
         """Prior log-probabilities `[..., variables, classes]` of the next latent from `d[..., width]`."""
         return self._log_probs(self.prior(d))
 
-    def predict_outcome(self, d: Tensor) -> tuple[Tensor, Tensor]:
-        """Reward logits `[..., bins]` and termination logits `[...]` of the action that led to `d[..., width]`."""
-        return self.reward(d), self.termination(d).squeeze(-1)
+    def predict_outcome(self, d: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
+        """Reward logits `[..., bins]` and termination logits `[...]` of the action that led to `d[..., width]` and, if
+        the episode goes on, to the latent `following[..., latents]`."""
+        termination = self.termination(d).squeeze(-1)
+        return self.predict_reward(d, following * (termination <= 0).unsqueeze(-1)), termination
+
+    def predict_reward(self, d: Tensor, following: Tensor) -> Tensor:
+        """Reward logits `[..., bins]` of the action that led to `d[..., width]` and to the latent
+        `following[..., latents]`, which is zeros where nothing follows."""
+        return self.reward(torch.cat([d, following], dim=-1) if self.config.reward_from == "next" else d)
 
     def sample(self, log_probs: Tensor) -> Tensor:
         """One flat one-hot sample `[..., latents]`, without gradient."""
@@ -205,9 +213,9 @@ class WorldModel(nn.Module):
         z = latent.straight_through_sample(posterior).flatten(-2)
         d, _ = self(z, batch.action, batch.is_first)
         prior = self.predict_latent(d)
-        reward, termination = self.predict_outcome(d)
+        termination = self.termination(d).squeeze(-1)
         losses, watched = self.decoder.losses(z, batch.obs)
-        losses["reward"] = self.two_hot.loss(reward, batch.reward)
+        losses["reward"] = self._reward_losses(d, z, batch)
         losses["termination"] = F.binary_cross_entropy_with_logits(
             termination.float(), batch.ended.float(), reduction="none"
         )
@@ -225,6 +233,18 @@ class WorldModel(nn.Module):
         scalars |= {name: means[name].detach() for name in ("reward", "termination")}
         entropy = -(posterior.exp() * posterior).sum((-2, -1)).mean().detach()
         return {"loss": loss, **scalars, "kl": kl, "posterior_entropy": entropy}, z.detach()
+
+    def _reward_losses(self, d: Tensor, z: Tensor, batch: Batch) -> Tensor:
+        """The cross-entropy of the rewards, `[B, T]`. What followed the last step is not in the batch: it counts only
+        where that is not asked for, or where nothing did."""
+        following = torch.zeros_like(z)
+        following[:, :-1] = z[:, 1:] * ~batch.is_first[:, 1:, None]
+        losses = self.two_hot.loss(self.predict_reward(d, following), batch.reward)
+        if self.config.reward_from == "output":
+            return losses
+        known = torch.ones_like(batch.ended)
+        known[:, -1] = batch.ended[:, -1]
+        return losses * known * (known.numel() / known.sum())
 
     @property
     def scales(self) -> dict[str, float]:

@@ -112,7 +112,7 @@ class Dreaming(Step):
         model = self.model
         d, state = self._advance(given, given["latent"], given["latent_first"])
         latent = self._sample(model.predict_latent(d), given["noise"])
-        reward, end = model.predict_outcome(d)
+        reward, end = model.predict_outcome(d, latent)
         told = {"reward": model.two_hot.decode(reward), "end": end.float().sigmoid()}
         first = torch.zeros_like(given["latent_first"])
         return model.show(latent) | told | {"latent": latent, "latent_first": first} | state

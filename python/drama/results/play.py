@@ -115,7 +115,7 @@ class Dream:
         with self._model.autocast():
             taken = torch.from_numpy(np.asarray(action, self.interface.action.dtype)[None]).to(self._learner.device)
             self._belief = self._model.advance(self._belief, taken)
-            reward, termination = self._model.predict_outcome(self._belief.d)
+            reward, termination = self._model.predict_outcome(self._belief.d, self._belief.z)
         self.frame = self._shown()
         self.reward = self._model.two_hot.decode(reward).item()
         self.continuation = torch.sigmoid(-termination.float()).item()
