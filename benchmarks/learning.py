@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import re
 import statistics
 import tempfile
 import time
@@ -57,9 +58,17 @@ class Task:
 
 
 def chosen(config: Config, options: str) -> Config:
-    """`config` with the options `name=value,name=value`."""
-    pairs = (option.split("=") for option in filter(None, options.split(",")))
-    return with_options(config, {name: json.loads(value) for name, value in pairs})
+    """`config` with the options `name=value,name=[value,value]`. Raises SystemExit for one without a value."""
+    given = {}
+    for option in filter(None, re.split(r",(?![^\[]*\])", options)):  # at the commas outside of brackets
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise SystemExit(f"{option}: expected NAME=VALUE")
+        try:
+            given[name] = json.loads(value)
+        except json.JSONDecodeError:  # a word
+            given[name] = value
+    return with_options(config, given)
 
 
 TASKS = {
