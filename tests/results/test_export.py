@@ -402,6 +402,15 @@ def test_the_graph_of_acting_is_pytorchs_over_an_episode_of_pong(tmp_path: Path)
             Interface({"obs": Vector(("x", "y"))}, Continuous(2)),
         ),
         ({"world_model.reset_state": False, "agent.normalize": False}, Interface.of_frames((32, 32, 1), 6)),
+        (
+            {
+                "world_model.latent.local": True,
+                "world_model.latent.variables": 16,
+                "world_model.latent.posterior_gain": 3.0,
+                "world_model.reward_from": "next",
+            },
+            Interface.of_frames((32, 32, 1), 6),
+        ),
     ],
 )
 def test_graphs_of_every_kind_are_pytorchs(options: dict[str, Any], interface: Interface, tmp_path: Path) -> None:

@@ -30,9 +30,15 @@ def sample(log_probs: Tensor) -> Tensor:
 
 def sample_from(log_probs: Tensor, uniform: Tensor) -> Tensor:
     """The one-hot sample that numbers `uniform[..., variables]` from [0, 1) choose, one for each variable."""
-    cumulative = log_probs.exp().cumsum(-1)  # its inverse: a random number per variable, not per class
-    index = (cumulative <= uniform[..., None] * cumulative[..., -1:]).sum(-1, keepdim=True)
-    return torch.zeros_like(log_probs).scatter_(-1, index, 1.0)
+    reached: list[Tensor] = []  # its inverse: a random number per variable, not per class
+    for prob in log_probs.exp().unbind(-1):
+        reached.append(reached[-1] + prob if reached else prob)
+    target = uniform * reached[-1]
+    before = [torch.ones_like(target, dtype=torch.bool), *(sum_ <= target for sum_ in reached[:-1])]
+    # Class by class, which a compiler makes one loop of; sums along so short an axis would be calls.
+    return torch.stack([a & (sum_ > target) for a, sum_ in zip(before, reached, strict=True)], dim=-1).to(
+        log_probs.dtype
+    )
 
 
 def straight_through_sample(log_probs: Tensor) -> Tensor:

@@ -160,7 +160,7 @@ class CellPosterior(nn.Sequential):
         x = features.unflatten(-1, (-1, self.cells)).transpose(-1, -2).flatten(0, 1)
         for layer in self:
             x = layer(x)
-        return x.reshape(len(features), -1)
+        return x.reshape(features.shape[0], -1)  # not `len`, which a trace takes for a constant
 
 
 class CellStem(nn.Linear):
