@@ -72,6 +72,7 @@ def test_looking_at_both_changes_nothing(played: ReplayBuffer) -> None:
     before = {name: value.clone() for name, value in learner.world_model.state_dict().items()}
     random = torch.get_rng_state()
     learner.kl_by_mode(batch)
+    assert learner.on_new_rows(batch).keys() == {"world_model/kl_new", "world_model/reward_new"}
     assert torch.equal(torch.get_rng_state(), random)
     torch.testing.assert_close(learner.world_model.state_dict(), before, rtol=0, atol=0)
     assert not any(part.training for part in learner.world_model.modules())

@@ -65,6 +65,28 @@ def test_one_seed_gives_one_run_and_another_seed_another(debug: Config, tmp_path
     assert first != other
 
 
+@pytest.mark.parametrize(("num_envs", "log_every", "expected"), [(1, 20, (1, 16)), (2, 120, (4, 16)), (1, 4, (1, 4))])
+def test_the_newest_rows_are_those_since_the_last_line(
+    debug: Config, tmp_path: Path, num_envs: int, log_every: int, expected: tuple[int, int]
+) -> None:
+    """They wrap around with the replay, and overlap nowhere; where there are many, no more than an update has."""
+    config = with_envs(debug, num_envs)
+    config = dataclasses.replace(
+        config,
+        log=dataclasses.replace(config.log, log_every=log_every, eval_episodes=0),
+        train=dataclasses.replace(config.train, replay_capacity=90),
+    )
+    trainer = Trainer(config, tmp_path / "run")
+    trainer.train()
+    replay, found = trainer.replay, trainer._newest()
+    assert found.action.shape == expected
+    count = found.action.numel() // num_envs
+    rows = [replay.rows(env) for env in range(num_envs)]
+    expected_actions = np.concatenate([row["action"][-count:] for row in rows])
+    sequences = sorted(found.action.tolist())
+    assert sequences == sorted(expected_actions.reshape(expected).tolist())
+
+
 def with_envs(config: Config, num_envs: int) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, num_envs=num_envs))
 

@@ -25,6 +25,8 @@ SCALARS = {
     "world_model/kl": "KL posterior to prior (nats)",
     "world_model/kl_learning": "KL with a batch's own statistics (nats)",
     "world_model/kl_acting": "KL with the statistics of acting (nats)",
+    "world_model/kl_new": "KL on rows hardly learned from yet (nats)",
+    "world_model/reward_new": "reward prediction on those (nats)",
     "agent/policy": "policy loss",
     "agent/critic": "critic loss (nats)",
     "agent/entropy": "policy entropy (nats)",

@@ -157,6 +157,16 @@ class Learner:
                 learning = self.world_model.kl(batch)
         return {"world_model/kl_acting": acting.item(), "world_model/kl_learning": learning.item()}
 
+    @torch.no_grad()
+    def on_new_rows(self, batch: Batch) -> dict[str, float]:
+        """The KL and the reward's loss on rows that were hardly learned from yet, as `kl_by_mode` takes its KL.
+
+        Far above those of the update, the world model knows its replay by heart (docs/metrics.md).
+        """
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), self.world_model.autocast():
+            losses = self.world_model.loss(batch)
+        return {f"world_model/{name}_new": losses[name].item() for name in ("kl", "reward")}
+
     def _step_world_model(self, batch: Batch, frames: Parts | None) -> tuple[dict[str, Tensor], Tensor]:
         """One step of the world model: its scalars, and the latents of the batch."""
         if limit := self.config.train.shift:

@@ -21,6 +21,7 @@ from drama.config import Config
 from drama.envs import EnvError
 from drama.files import check_new, check_run, locked, write_atomically
 from drama.interface import Interface
+from drama.models.world_model import Batch
 from drama.replay import ReplayBuffer, Uniform
 from drama.runtime.compiling import wants_compiling
 from drama.runtime.device import resolve_device
@@ -260,8 +261,19 @@ class Trainer:
         values["replay_fill"] = len(self.replay) / self.replay.capacity
         if self._updater.last is not None:
             values |= self.learner.kl_by_mode(self._updater.last)
+            values |= self.learner.on_new_rows(self._newest())
         self._clock = (now, self.step)
         self._callbacks.tell("log", self, values)
+
+    def _newest(self) -> Batch:
+        """The rows since the last line of the log, as sequences that do not overlap, but no more than an update has."""
+        train, rows = self.config.train, self.replay.rows_per_env
+        each = max(1, min(self.config.log.log_every, train.batch_size * train.batch_length) // train.num_envs)
+        length = min(train.batch_length, each, int(self.replay.totals.min()))
+        ends = self.replay.totals[:, None] - length * np.arange(max(1, each // length))
+        slots = rows * np.arange(train.num_envs)[:, None] + (ends - length) % rows
+        newest = self.replay.indices_at(slots[ends >= length])
+        return self.learner.to_batch(self.replay.gather(newest, length))
 
     def pictures(self) -> dict[str, np.ndarray]:
         """A dream of sequences of the replay: the video `dream` and moments of it, `reconstruction`."""
