@@ -484,6 +484,8 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
         ({"env.kwargs": "{}"}, r"env\.kwargs: '\{\}' must be of type dict"),
         ({"env.imports": "numpy"}, r"env\.imports: 'numpy' must be of type tuple"),
         ({"world_model.latent.classes": -1}, r"world_model\.latent\.classes: -1 is too small"),
+        ({"world_model.vision.strides": (0, 2, 2)}, r"vision\.strides: \(0, 2, 2\) must hold a whole number of at"),
+        ({"world_model.latent.local": True}, r"latent\.variables: \d+ must be a multiple of \d+, the cells of the"),
         ({"train.num_envs": 4}, r"train\.start_step: 64 rows .* needs 68; raise it"),
     ],
 )

@@ -396,8 +396,8 @@ class Config(_Plain):
         if t.imagine_from == "replay":
             first_batch = max(first_batch, t.num_envs * t.context + t.imagination_batch)
         inside = t.batch_size * (t.batch_length - t.context + 1)
-        scale = math.prod(vision.strides)
-        cells, latent = (height // max(scale, 1)) ** 2, self.world_model.latent
+        scale = max(1, math.prod(vision.strides))  # of strides that are refused below, too
+        cells, latent = (height // scale) ** 2, self.world_model.latent
         checks = {
             f"train.start_step: {t.start_step} rows cannot fill the first batch, which needs {first_batch}; raise it": (
                 t.start_step >= first_batch
