@@ -580,6 +580,8 @@ def test_an_export_runs_no_code(tmp_path: Path) -> None:
         agent = drama.load(out, device="cpu")
         parts = {name: np.zeros(part.shape, part.dtype) for name, part in agent.interface.observation.items()}
         assert agent.act(parts, True).shape == (2,)
+        with pytest.raises(ValueError, match=r"observation: '\w+' is missing, got .*`agent.interface`.*env=\.\.\."):
+            agent.act(Mixed().reset(seed=0)[0], True)  # as the environment gives it
         for use in (
             lambda: evaluate_run(out, episodes=1, device="cpu"),
             lambda: dream_run(out, steps=8, context=3, skip=2, seed=0, device="cpu"),

@@ -56,7 +56,16 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        home = import_module(f"{__name__}.{_HOMES[name]}")
+    except ModuleNotFoundError as error:
+        if (error.name or "drama").partition(".")[0] == "drama":
+            raise
+        from drama.hints import install
+
+        message = f"drama.{name} needs the package {error.name}: `{install('train')}` brings it"
+        raise ModuleNotFoundError(message, name=error.name) from error
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

@@ -232,6 +232,14 @@ def test_a_missing_extra_names_the_pip_command(module: str, extra: str, tmp_path
         assert done.stderr == f"drama: error: {module} is not installed; `{brings}` brings it\n"
 
 
+@pytest.mark.parametrize("name", ["train", "load"])
+def test_a_missing_extra_names_the_pip_command_in_python_too(name: str, tmp_path: Path) -> None:
+    code = f"import sys; sys.modules['torch'] = None; import drama; drama.{name}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    brings = f"`{sys.executable} -m pip install 'drama-rl[train]'` brings it"
+    assert done.stderr.endswith(f"ModuleNotFoundError: drama.{name} needs the package torch: {brings}\n")
+
+
 def test_replay_needs_numpy_only() -> None:
     code = (
         "import sys, drama.replay; "

@@ -123,7 +123,12 @@ class Agent:
         parts = self.interface.parts(observation)
         counts = set()
         for name, part in self.interface.observation.items():
-            shape = np.shape(parts[name]) if name in parts else ()
+            if name not in parts:
+                expected = f"expected {', '.join(self.interface.observation)} (`agent.interface`)"
+                if runs_code(self.config.game, self.config.env):
+                    expected += "; drama.load(..., env=...) takes observations as the environment gives them"
+                raise ValueError(f"observation: {name!r} is missing, got {', '.join(map(str, parts))}, {expected}")
+            shape = np.shape(parts[name])
             kind = "image" if isinstance(part, Image) else "vector"
             if shape[-len(part.shape) :] != part.shape or len(shape) > len(part.shape) + 1:
                 raise ValueError(f"observation: {kind} {name!r} has shape {shape}, expected {part.shape} or [N, ...]")
