@@ -471,7 +471,7 @@ def test_paper_holds_the_papers_numbers() -> None:
     assert (train.world_model_clip, train.agent_clip) == (1000, 100)
     assert (agent.discount, agent.lambda_, agent.entropy) == (0.985, 0.95, 3e-4)
     assert (agent.slow_critic_decay, agent.return_scale_decay) == (0.98, 0.99)
-    assert dataclasses.astuple(model.latent) == (32, 32, 0.01, 0.0)
+    assert dataclasses.astuple(model.latent) == (32, 32, 0.01, 0.0, False)
     assert model.reconstruction_scale == 1
     assert (model.dynamics_scale, model.representation_scale, model.free_bits) == (1.0, 0.1, 1.0)
     assert (model.bins, model.bin_limit, model.vision.output) == (255, 20, "sigmoid")
