@@ -41,7 +41,7 @@ def mistake(cls: Any, args: Sequence[str], said: str) -> str:
             return f"{found[1]}: got {given!r}, expected {expected(hint)}{near}"
     if found := re.search(r"Missing from drama .*?: (.*?) \(required\)", text):
         positional = next((field.name for field in dataclasses.fields(cls) if _is_positional(field)), "")
-        return re.sub(r"^(--\S+)? ?[A-Z]+ ", lambda m: f"{m[1] or positional.upper()} is missing: ", found[1])
+        return re.sub(r"^(--\S+)? ?[A-Z]+ ", lambda m: f"{m[1] or positional.upper()} is missing, expected: ", found[1])
     if found := re.search(r"Unrecognized options: (.*)", text):
         word = found[1].split(", ")[0].split(" ")[0]
         before = args[args.index(word) - 1] if word in args[1:] else ""
