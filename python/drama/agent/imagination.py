@@ -49,20 +49,19 @@ def imagine(model: WorldModel, policy: Policy, start: Belief, horizon: int, step
     belief = start
     if start.first is None:
         belief = start._replace(first=torch.zeros(start.z.shape[0], dtype=torch.bool, device=start.z.device))
-    features, actions, outputs, latents = [start.features], [], [], []
+    features, actions, outputs = [start.features], [], []
     with model.autocast():
         for _ in range(horizon):
             action, belief = step(model, policy, belief)
             features.append(belief.features)
             actions.append(action)
             outputs.append(belief.d)
-            latents.append(belief.z)
-        following = torch.stack(latents, dim=1)
-        reward, termination = model.predict_outcome(torch.stack(outputs, dim=1), following)
+        seen = torch.stack(features, dim=1)
+        reward, termination = model.predict_outcome(torch.stack(outputs, dim=1), seen[:, 1:, : model.latents])
         cont = (termination <= 0).float()
         before = torch.cat([torch.ones_like(cont[:, :1]), cont[:, :-1]], dim=1)
         return Trajectory(
-            features=torch.stack(features, dim=1),
+            features=seen,
             action=torch.stack(actions, dim=1),
             reward=model.two_hot.decode(reward),
             cont=cont,

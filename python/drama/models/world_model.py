@@ -165,7 +165,9 @@ class WorldModel(nn.Module):
         """Reward logits `[..., bins]` and termination logits `[...]` of the action that led to `d[..., width]` and, if
         the episode goes on, to the latent `following[..., latents]`."""
         termination = self.termination(d).squeeze(-1)
-        return self.predict_reward(d, following * (termination <= 0).unsqueeze(-1)), termination
+        if self.config.reward_from == "next":
+            following = following * (termination <= 0).unsqueeze(-1)
+        return self.predict_reward(d, following), termination
 
     def predict_reward(self, d: Tensor, following: Tensor) -> Tensor:
         """Reward logits `[..., bins]` of the action that led to `d[..., width]` and to the latent
@@ -237,11 +239,11 @@ class WorldModel(nn.Module):
     def _reward_losses(self, d: Tensor, z: Tensor, batch: Batch) -> Tensor:
         """The cross-entropy of the rewards, `[B, T]`. What followed the last step is not in the batch: it counts only
         where that is not asked for, or where nothing did."""
+        if self.config.reward_from == "output":
+            return self.two_hot.loss(self.reward(d), batch.reward)
         following = torch.zeros_like(z)
         following[:, :-1] = z[:, 1:] * ~batch.is_first[:, 1:, None]
         losses = self.two_hot.loss(self.predict_reward(d, following), batch.reward)
-        if self.config.reward_from == "output":
-            return losses
         known = torch.ones_like(batch.ended)
         known[:, -1] = batch.ended[:, -1]
         return losses * known * (known.numel() / known.sum())
