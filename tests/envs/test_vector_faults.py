@@ -12,9 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import Mock
 
 import gymnasium
 import numpy as np
@@ -633,12 +634,39 @@ def test_a_reset_of_some_does_not_lose_what_the_others_have_sent(workers: int) -
         first = env.recv()[4]["env_id"]
         mask = np.isin(np.arange(2), first)
         other = int(np.flatnonzero(~mask)[0])
-        with pytest.raises(RuntimeError, match=rf"reset: results of the environments \[{other}\], which are not to be"):
-            env.reset(options={"reset_mask": mask})
+        env.reset(options={"reset_mask": mask})
         assert env.recv()[4]["env_id"].tolist() == [other]
         env.reset(options={"reset_mask": mask})
         env.send([0, 1], env_ids=[0, 1])
         env.reset()  # all: what was sent is given up
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_reset_of_some_while_others_step(workers: int) -> None:
+    """The results of the others are what they would have been; those of the environments reset are dropped."""
+    env = make_vector([Counter] * 5, batch_size=2, autoreset_mode="Disabled", num_workers=workers)
+    with closing(env):
+        env.reset()
+        env.send([COUNT, HUGE, COUNT, HUGE, COUNT])
+        got = env.recv()[4]["env_id"].tolist()
+        again = [next(index for index in range(5) if index not in got)]  # on its way
+        mask = np.isin(np.arange(5), again)
+        observations, infos = env.reset(seed=7, options={"reset_mask": mask})
+        assert (observations[mask].tolist(), infos) == ([0], {})
+        with pytest.raises(RuntimeError, match="call: actions have been sent"):
+            env.call("pid")
+        env.send([COUNT] * 3)  # to those received and those reset
+        seen: dict[int, tuple[int, bool]] = {}
+        while len(seen) < 4:
+            observations, *_, infos = env.recv()
+            for place, index in enumerate(infos["env_id"].tolist()):
+                large = "huge" in infos and infos["_huge"][place]
+                seen[index] = (int(observations[place]), bool(large))
+        with pytest.raises(RuntimeError, match="recv: 1 environments have been sent"):
+            env.recv()
+        for index, (observation, large) in seen.items():
+            assert observation == (2 if index in got else 1)
+            assert large == (index in (1, 3) and index not in got + again)
 
 
 @pytest.mark.parametrize("workers", [0, slowly(2)])
@@ -858,6 +886,181 @@ def test_ctrl_c_at_any_instant_mixes_no_two_steps(workers: int, way: str) -> Non
             assert observations.tolist() == [1] * 4
             assert infos.keys() <= {"env_id"}
         assert interrupted >= 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("way", ["reset", "call", "set_state"])
+def test_ctrl_c_at_any_instant_of_a_call(workers: int, way: str) -> None:
+    """No answer is taken for that to another call, and what was begun is not gone on with."""
+    with closing(make_vector([Counter] * 4, num_workers=workers)) as env:
+        env.reset()
+        state = env.get_state()
+        calls: dict[str, Callable[[], Any]] = {
+            "reset": lambda: env.reset(options={"reset_mask": np.array([True, False, True, False])}),
+            "call": lambda: env.call("get_state"),
+            "set_state": lambda: env.set_state(state),
+        }
+        board, workers_boards, interrupted = env._board, [worker.board for worker in env._engine.workers], 0
+        for at in range(1, 10):
+            env.reset()
+            env.step([COUNT] * 4)
+            cutting = Interrupting(board, at)
+            env._board = cutting  # type: ignore[assignment]
+            for worker in env._engine.workers:
+                worker.board = cutting  # type: ignore[assignment]
+            try:
+                calls[way]()
+            except KeyboardInterrupt:
+                interrupted += 1
+            finally:
+                env._board = board
+                for worker, theirs in zip(env._engine.workers, workers_boards, strict=True):
+                    worker.board = theirs
+            assert len(env.call("pid")) == 4
+            observations, infos = env.reset()
+            assert (observations.tolist(), infos) == ([0] * 4, {})
+            assert env.step([COUNT] * 4)[0].tolist() == [1] * 4
+        assert interrupted >= (workers > 0 or way != "call")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_during_a_long_call(workers: int) -> None:
+    with closing(
+        make_vector([functools.partial(Drowsy, 0.0), functools.partial(Drowsy, 0.5)], num_workers=workers)
+    ) as env:
+        calls: list[Callable[[], object]] = [lambda: env.call("nap"), lambda: env.reset(options={"nap": True})]
+        for call in calls:
+            env.reset()
+            with ctrl_c(0.2), pytest.raises(KeyboardInterrupt):
+                call()
+            with pytest.raises(RuntimeError, match="reset must come first, also after what was cut short"):
+                env.step([COUNT] * 2)
+            assert env.reset()[0].tolist() == [0, 0]
+            assert env.step([COUNT] * 2)[0].tolist() == [1, 1]
+
+
+class Drowsy(Counter):
+    """Takes its time when it is asked to."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        if options:
+            self.nap()
+        return super().reset(seed=seed, options=options)
+
+    def nap(self) -> None:
+        time.sleep(self.seconds)
+
+
+class Late(Counter):
+    """Does not close in good time."""
+
+    def close(self) -> None:
+        time.sleep(3600)
+
+
+@contextmanager
+def ctrl_c(after: float) -> Iterator[None]:
+    """Ctrl-C comes so many seconds later."""
+    timer = threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    yield
+    timer.join()
+
+
+@linux
+def test_ctrl_c_while_closing_leaves_no_process() -> None:
+    env = make_vector([Counter, Late], num_workers=2)
+    env.reset()
+    pid = env.call("pid")[1]
+    with ctrl_c(0.2), pytest.raises(KeyboardInterrupt):
+        env.close()
+    assert gone(pid)
+
+
+def test_ctrl_c_during_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(make_vector([Counter] * 2, num_workers=2, on_worker_death="restart")) as env:
+        env.reset()
+        spawn = env._spawn
+
+        def interrupted(number: int) -> Any:
+            """Ctrl-C comes while the new worker makes its environments."""
+            worker = spawn(number)
+            patch.setattr(worker, "receive", Mock(side_effect=KeyboardInterrupt))
+            return worker
+
+        with monkeypatch.context() as patch:
+            patch.setattr(env, "_spawn", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                env.step(np.array([COUNT, KILL]))
+        assert env.reset()[0].tolist() == [0, 0]
+        assert env.step([COUNT] * 2)[0].tolist() == [1, 1]
+
+
+def test_ctrl_c_in_recv_steps_no_environment_twice() -> None:
+    with closing(make_vector([Counter, Stung, Counter, Counter], num_workers=0, batch_size=2)) as env:
+        env.reset()
+        env.send([COUNT] * 4)
+        with pytest.raises(KeyboardInterrupt):
+            env.recv()
+        with pytest.raises(RuntimeError, match="recv: reset must come first"):
+            env.recv()
+        assert env.reset()[0].tolist() == [0] * 4
+
+
+class Stung(Counter):
+    """Ctrl-C comes once its step is done."""
+
+    def step(self, action: np.int64) -> Any:
+        super().step(action)
+        raise KeyboardInterrupt
+
+
+class Unreadable:
+    """Can be pickled, and raises `error` when it is unpickled."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        return raising, (self.error,)
+
+
+def raising(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("error", [TypeError("odd"), ValueError("odd"), EnvError(0, "odd")])
+def test_an_argument_that_a_worker_cannot_read_does_not_end_the_vector(error: Exception) -> None:
+    with closing(make_vector([Counter] * 2, num_workers=2)) as env:
+        env.reset()
+        with pytest.raises(EnvError, match="odd"):
+            env.call("set_state", Unreadable(error))
+        env.reset()
+        assert env.step([COUNT] * 2)[0].tolist() == [1, 1]
+
+
+class Picky(Counter):
+    """Takes no state but its own."""
+
+    def set_state(self, state: int) -> None:
+        super().set_state(int(state))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_state_that_not_all_take_is_not_gone_on_from(workers: int) -> None:
+    with closing(make_vector([Picky] * 2, num_workers=workers)) as env:
+        env.reset()
+        state = env.get_state()
+        env.step([COUNT] * 2)
+        bad = {**state, "envs": (state["envs"][0], "none")}
+        with pytest.raises(EnvError, match="environment 1"):
+            env.set_state(bad)
+        with pytest.raises(RuntimeError, match="reset must come first"):
+            env.step([COUNT] * 2)
 
 
 def test_lists_are_as_good_as_tuples() -> None:

@@ -179,7 +179,7 @@ def test_ctrl_c_in_an_environment_of_this_process(workers: int) -> None:
         env.reset()
         with pytest.raises(KeyboardInterrupt):
             env.step(np.array([HUGE, RAISE, HUGE, HUGE]))
-        with pytest.raises(RuntimeError, match="reset must come first, also after a step that was cut short"):
+        with pytest.raises(RuntimeError, match="reset must come first, also after what was cut short"):
             env.step(np.zeros(4, int))
         observations, infos = env.reset()
         assert (observations.tolist(), infos) == ([0] * 4, {})

@@ -188,13 +188,11 @@ class EnvGroup:
     def lay_out(self, layout: Layout, autoreset: str, num_envs: int, board: VectorBoard | None = None) -> None:
         """Get ready to step, with `board`, which has the regions of `layout`, or one that is made of the present one.
 
-        Raises ValueError if an environment has other spaces."""
+        Raises NotMade if an environment has other spaces."""
         for index, own in enumerate(self._layouts, self._first):
             for name in ("observation_space", "action_space", "info_fields"):
                 if (got := getattr(own, name)) != (expected := getattr(layout, name)):
-                    raise ValueError(
-                        f"environment {index}: {name}: got {got}, expected {expected} as environment 0 has"
-                    )
+                    raise NotMade(f"environment {index}: {name}: got {got}, expected {expected} as environment 0 has")
         self.board = board or self.board.with_regions(layout.rows())
         self._layout = layout
         codec = _Codec(self.board, layout, num_envs, self._action_objects)

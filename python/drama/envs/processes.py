@@ -110,16 +110,7 @@ class Worker:
     def receive(self, deadline: float | None = None) -> Any:
         """The answer to an order. Raises what went wrong in the worker; WorkerDied; TimeoutError after `deadline` on
         the monotonic clock."""
-        while True:
-            left = POLL_SECONDS if deadline is None else min(POLL_SECONDS, max(deadline - time.monotonic(), 0.0))
-            dead = self.is_dead()  # looked at first: it may have answered just before
-            answer = self.board.take_answer(self.number, 0.0 if dead else left)
-            if answer is not None:
-                break
-            if dead:
-                raise self.death()
-            if deadline is not None and time.monotonic() >= deadline:
-                raise TimeoutError
+        answer = self._answer(deadline)
         try:
             value, error, cause = cloudpickle.loads(answer)
         except Exception as failure:
@@ -128,10 +119,35 @@ class Worker:
             raise error from cause
         return value
 
-    def dismiss(self) -> None:
-        """Let the worker close its environments and end."""
-        self._dismissed = True
-        self.order(CLOSE)
+    def settle(self, deadline: float | None = None) -> None:
+        """Wait for the answer to an order that was cut short, and forget it. Raises TimeoutError as `receive`."""
+        with contextlib.suppress(WorkerDied):
+            if self.board.owes(self.number):
+                self._answer(deadline)
+
+    def _answer(self, deadline: float | None) -> bytes:
+        while True:
+            left = POLL_SECONDS if deadline is None else min(POLL_SECONDS, max(deadline - time.monotonic(), 0.0))
+            dead = self.is_dead()  # looked at first: it may have answered just before
+            answer = self.board.take_answer(self.number, 0.0 if dead else left)
+            if answer is not None:
+                return answer
+            if dead:
+                raise self.death()
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError
+
+    def dismiss(self, deadline: float | None) -> None:
+        """Let the worker close its environments and end, once it has answered what it was asked before."""
+        with contextlib.suppress(TimeoutError):
+            self.settle(deadline)
+            self._dismissed = True
+            self.order(CLOSE)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.process.kill()
+        self.process.wait()
 
     def end(self, deadline: float | None) -> None:
         """Wait for its end; kill it after `deadline` on the monotonic clock. Raises what went wrong where it was
@@ -139,12 +155,11 @@ class Worker:
         try:
             self.process.wait(None if deadline is None else max(deadline - time.monotonic(), 0))
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            return
+            return self.kill()
         if self._dismissed:
             with contextlib.suppress(WorkerDied):
                 self.receive()
+        return None
 
     def disown(self) -> None:
         """In a fork of the parent: the process is not ours to wait for."""

@@ -63,18 +63,24 @@ class _Engine:
             return
         errors = []
         deadline = None if seconds is None else time.monotonic() + seconds
-        if seconds != 0:
-            for worker in workers:
-                worker.dismiss()
         ends: list[Callable[[], None]] = [] if group is None else [group.close]
         ends += [functools.partial(worker.end, deadline) for worker in workers]
-        for end in ends:
-            try:
-                end()
-            except EnvError as error:
-                errors.append(error)
-        if board is not None:
-            board.close()
+        try:
+            if seconds != 0:
+                for worker in workers:
+                    worker.dismiss(deadline)
+            for end in ends:
+                try:
+                    end()
+                except EnvError as error:
+                    errors.append(error)
+        except BaseException:  # Ctrl-C: nobody will ask a second time
+            for worker in workers:
+                worker.kill()
+            raise
+        finally:
+            if board is not None:
+                board.close()
         if errors:
             raise errors[0]
 
@@ -104,7 +110,8 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     `batch_size` that are ready, as arrays of that length, with their numbers in `info["env_id"]`; the next `send`
     goes to these.
 
-    After an `EnvError` the vector goes on with `reset`; after a `WorkerDied` or `TimeoutError` it can only be closed.
+    After an `EnvError` or Ctrl-C the vector goes on with `reset`; after a `WorkerDied` or `TimeoutError` it can only be
+    closed.
 
     Args:
         env_fns: functions that each make one environment; all must have the same spaces. Or one function or the id of
@@ -255,7 +262,11 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         first = sum(self._shares[:number])
         order = encode_make(first, self._env_fns[first : first + self._shares[number]])
         worker = Worker(self._board, number, self._shares, self._crowded)
-        worker.order(order)
+        try:
+            worker.order(order)
+        except BaseException:
+            worker.kill()
+            raise
         return worker
 
     # Resetting and stepping
@@ -269,8 +280,9 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             seed: for environment i, `seed + i` or `seed[i]`.
             options: handed to each environment, without `reset_mask`.
 
-        Raises:
-            RuntimeError: results of environments that are not to be reset have not been received.
+        Results that have not been received are dropped for the environments that are reset, and stay for the others;
+        of the observations returned, those of the others mean nothing then. The next `send` goes by default to the
+        environments that were reset, and to those that it would have gone to.
         """
         self._check_usable()
         if options is not None and not isinstance(options, Mapping):
@@ -282,25 +294,19 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             ids = masked(options.pop("reset_mask"), self.num_envs)
             if not self._started and len(ids) < self.num_envs:
                 raise RuntimeError("reset: all environments must have been reset before some are")
-            busy = self._busy()
-            if self._sent and (others := sorted(busy.difference(ids))):
-                raise RuntimeError(
-                    f"reset: results of the environments {others}, which are not to be reset, must be received with"
-                    " recv first"
-                )
-        self._drain()
 
         def part(share: range) -> tuple[dict[int, int | None], dict[str, Any] | None]:
             return {index: seeds[index] for index in ids if index in share}, options
 
         payloads: dict[int, Payload] = {}
-        for result in self._everywhere("reset", part, again=True):
+        for result in self._everywhere("reset", part, again=ids):
             payloads.update(result)
         self._lost.difference_update(ids)
         told = [(index, payloads[index]) for index in ids if payloads[index] is not None]
         infos = self._batches.take_in(ids, told, None, self)
-        self._started, self._ids = True, None
-        return self._batches.observe(None), infos
+        observations = self._batches.observe(None)
+        self._started, self._ids = True, sorted({*(self._ids or ()), *ids}) if self._sent else None
+        return observations, infos
 
     def step(self, actions: Any) -> StepResult:
         """Step all environments and wait for them."""
@@ -334,6 +340,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         The environments of this process are stepped here. Raises RuntimeError if fewer environments have been sent.
         """
         self._check_usable()
+        self._check_started("recv")
         busy = len(self._busy())
         if busy < self.batch_size:
             raise RuntimeError(f"recv: {busy} environments have been sent actions, expected {self.batch_size}")
@@ -347,8 +354,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         return result
 
     def _post(self, actions: Any, ids: list[int] | None) -> None:
-        if not self._started:
-            raise RuntimeError("step: reset must come first, also after a step that was cut short")
+        self._check_started("step")
         if self.autoreset_mode == AutoresetMode.DISABLED:
             ended = np.flatnonzero(self._board.ended()).tolist()
             if wrong := ended if ids is None else sorted(set(ended).intersection(ids)):
@@ -372,10 +378,10 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         else:
             self._board.write_mail(index, cloudpickle.dumps(objects))
 
-    def _await(self, wanted: int) -> None:
-        """Step this process's environments and wait until `wanted` are done."""
+    def _await(self, wanted: int, own: bool = True) -> None:
+        """Step this process's environments, unless not `own`, and wait until `wanted` are done."""
         self._started = False
-        if self._engine.group is not None:
+        if own and self._engine.group is not None:
             self._engine.group.run(wanted)
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
         while True:
@@ -433,7 +439,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         values = list(values) if isinstance(values, list | tuple) else [values] * self.num_envs
         if len(values) != self.num_envs:
             raise ValueError(f"values: got {len(values)}, expected {self.num_envs}, one for each environment")
-        list(self._everywhere("set_attr", lambda share: (name, values[share.start : share.stop])))
+        self._everywhere("set_attr", lambda share: (name, values[share.start : share.stop]))
 
     def render(self) -> tuple[Any, ...]:
         """What `render` of each environment gives."""
@@ -443,8 +449,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         """Everything that decides the future, for environments that have `get_state` and `set_state`; it can be
         pickled."""
         self._check_idle("get_state")
-        if not self._started:
-            raise RuntimeError("get_state: reset must come first")
+        self._check_started("get_state")
         states = self.call("get_state")
         return {"envs": states, "ended": self._board.ended(), "observations": self._batches.state()}
 
@@ -452,18 +457,18 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         """Go on from what `get_state` gave, also in another process and with other workers; `reset` must have come
         before."""
         self._check_idle("set_state")
-        if not self._started:
-            raise RuntimeError("set_state: reset must come first")
+        self._check_started("set_state")
         parts = ("envs", "ended", "observations")
         if not isinstance(state, Mapping) or not all(part in state for part in parts):
             raise ValueError(f"state: got {type(state).__name__}, expected what get_state gave: {', '.join(parts)}")
         states = state["envs"]
         if len(states) != self.num_envs:
             raise ValueError(f"state: got {len(states)} environments, expected {self.num_envs}")
-        list(self._everywhere("set_state", lambda share: (states[share.start : share.stop],)))
+        self._everywhere("set_state", lambda share: (states[share.start : share.stop],))
         for index, ended in enumerate(state["ended"]):
             self._board.set_ended(index, bool(ended))
         self._batches.set_state(state["observations"])
+        self._started = True
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
@@ -479,15 +484,26 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         what = "a vector cannot be pickled or copied, as its environments are in processes and memory of their own"
         raise TypeError(f"{what}: make another and give it the state, other.set_state(this.get_state())")
 
-    def _everywhere(self, method: str, part: Callable[[range], tuple[Any, ...]], again: bool = False) -> list[Any]:
+    def _everywhere(
+        self, method: str, part: Callable[[range], tuple[Any, ...]], again: list[int] | None = None
+    ) -> list[Any]:
         """Call a method of each worker's `EnvGroup` with the arguments that `part` gives for its environments. With
-        `again`, a worker that died is asked a second time if it is to be restarted."""
+        `again`, environments whose results are dropped first, a worker that died is asked a second time if it is to be
+        restarted."""
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
         errors: list[Exception] = []
         results = []
         orders = {worker.number: encode(method, *part(worker.env_ids)) for worker in self._engine.workers}
-        # Interrupted, or with an answer that comes late, the workers' answers would be taken for those to later calls.
-        self._broken = "a call was cut short"
+        # Until all have answered: it may have come to some environments and not to others.
+        started, self._started = self._started, False
+        for worker in self._engine.workers:
+            try:
+                worker.settle(deadline)
+            except TimeoutError:
+                raise self._late(worker.env_ids) from None
+        if again is not None:
+            self._drain(again)
+            deadline = None if self._timeout is None else time.monotonic() + self._timeout
         asked = list(self._engine.workers)
         for worker in asked:
             worker.order(orders[worker.number])
@@ -505,14 +521,14 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
                 raise self._late(worker.env_ids) from None
             except WorkerDied as error:
                 successor = self._bury(error)
-                if again:
+                if again is not None:
                     successor.order(orders[worker.number])
                     results.append(successor.receive(deadline))
                 else:
                     errors.append(error)
-        self._broken = None
+        # A new start is one once its observations have been taken, too.
+        self._started = started and method not in ("reset", "set_state")
         if errors:
-            self._started = self._started and method != "reset"
             raise errors[0]
         return results
 
@@ -542,9 +558,12 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             payloads = worker.receive(deadline)
         except TimeoutError:
             raise self._late(list(old.env_ids)) from None
-        except (WorkerDied, EnvError) as error:
+        except (WorkerDied, EnvError, ValueError) as error:
             self._broken = f"{death}, and could not be restarted: {error}"
             raise WorkerDied(self._broken, death.env_ids) from error
+        except BaseException:
+            self._worker(death.env_ids[0]).kill()  # one that is half made counts as dead
+            raise
         for index in worker.env_ids:
             self._kept.pop(index, None)
             if index in busy:
@@ -575,6 +594,10 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         if self._broken is not None:
             raise RuntimeError(f"the vector environment can only be closed: {self._broken}")
 
+    def _check_started(self, name: str) -> None:
+        if not self._started:
+            raise RuntimeError(f"{name}: reset must come first, also after what was cut short or failed")
+
     def _check_idle(self, name: str) -> None:
         self._check_usable()
         if self._sent:
@@ -584,21 +607,20 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         """The environments whose results have not been taken; one that finishes between the two looks counts once."""
         return set(self._board.pending()) | set(self._board.ready())
 
-    def _drain(self) -> None:
-        """Wait for what was cut short by an exception or never received, and forget it."""
-        pending = self._board.pending()
+    def _drain(self, ids: list[int]) -> None:
+        """Wait for what of the environments `ids` was cut short by an exception or never received, and forget it."""
+        chosen = set(ids)
         if self._own is not None:
-            self._board.take([index for index in pending if index < self._shares[0]])
-        busy = len(self._busy())
-        if busy:
-            group, self._engine.group = self._engine.group, None
-            try:
-                self._await(busy)
-            finally:
-                self._engine.group = group
-            self._board.take(self._board.ready())
-        self._kept.clear()
-        self._sent = False
+            self._board.take([index for index in self._board.pending() if index < self._shares[0] and index in chosen])
+        while True:
+            done = len(self._board.ready())
+            if not chosen.intersection(self._board.pending()):
+                break
+            self._await(done + 1, own=False)  # one of them was not among those counted before
+        self._board.take([index for index in self._board.ready() if index in chosen])
+        for index in chosen.intersection(self._kept):
+            del self._kept[index]
+        self._sent = bool(self._busy())
 
     def close_extras(self, timeout: float | None = GRACE_SECONDS, terminate: bool = False) -> None:
         """Close the environments and end the workers; those that take longer than `timeout` seconds are killed."""

@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium
 
 from drama._native import VectorBoard
+from drama.envs.arguments import NotMade
 from drama.envs.group import EnvError, EnvGroup, Payload, describe
 from drama.envs.layout import Description
 
@@ -75,7 +76,7 @@ def main(number: int, parent: int, fd: int, shares: list[int], crowded: bool) ->
             method, arguments = pickle.loads(order)
             do: Callable[..., Any] = make if method == "make" else getattr(group, method)
             return dump((do(*arguments), None, None))
-        except (EnvError, ValueError) as error:
+        except (EnvError, NotMade) as error:
             with contextlib.suppress(Exception):
                 pickle.loads(data := dump((None, error, error.__cause__)))
                 return data

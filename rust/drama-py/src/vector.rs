@@ -243,6 +243,12 @@ impl VectorBoard {
         self.read(py, desk).map(Some)
     }
 
+    /// Whether a worker was given an order whose answer has not been taken.
+    fn owes(&self, worker: i64) -> PyResult<bool> {
+        let desk = self.board.desk(self.worker(worker)?);
+        Ok(self.board.posted(desk) || self.board.is_done(desk))
+    }
+
     /// A new worker takes the place of one that died, whose order is not for it.
     fn forget(&self, worker: i64) -> PyResult<()> {
         self.board.take(self.board.desk(self.worker(worker)?));
