@@ -1063,6 +1063,17 @@ def test_a_state_that_not_all_take_is_not_gone_on_from(workers: int) -> None:
             env.step([COUNT] * 2)
 
 
+@pytest.mark.parametrize("value", ["text", np.zeros(3), 1 << 100])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_infos_that_do_not_go_together_name_their_environment(value: object, workers: int) -> None:
+    makers = [functools.partial(Says, [OBS, {}], [OBS, 1, 0, 0, {"key": each}]) for each in (1, value)]
+    with closing(make_vector(makers, num_workers=workers)) as env:
+        env.reset()
+        with pytest.raises(EnvError, match=r"(?s)environment 1 .* info: {'key': "):
+            env.step(np.zeros(2, int))
+        env.reset()
+
+
 def test_lists_are_as_good_as_tuples() -> None:
     """As they are to gymnasium's vectors; and an info of the vector's own name does not hide which ones answered."""
     makers = [functools.partial(Says, [OBS, {}], [[3.0], 1, 0, 0, {"env_id": 7}])] * 4

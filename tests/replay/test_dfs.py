@@ -175,6 +175,9 @@ def test_state_comes_back_and_bad_state_is_refused() -> None:
         other.load_state_dict(saved | {"b": saved["b"][1:]})
     with pytest.raises(ValueError, match="24 counts cannot be shared by 5 environments"):
         other.load_state_dict(saved | {"num_envs": 5})
+    for number in (-1, 1 << 60):
+        with pytest.raises(ValueError, match=f"num_envs: got {number}, expected one that 24 counts can be shared by"):
+            other.load_state_dict(saved | {"num_envs": number, "seen": 3})
     with pytest.raises(ValueError, match="it is another buffer"):
         make(total=3).sample(1, 1, sampler=other.world_model)
     with pytest.raises(ValueError, match="belongs to a buffer of 2 environments and 24 slots"):

@@ -253,6 +253,7 @@ def test_state_comes_back_and_bad_state_is_refused() -> None:
         ({"seen": np.zeros(5)}, "24 priorities cannot be shared by 5 environments"),
         ({"largest": np.nan}, "largest must be finite and not negative, got NaN"),
         ({"priorities": np.full(24, -1.0)}, r"priorities\[0\] is -1"),
+        ({"priorities": np.full(24, 3.0), "beta": -1.0}, "beta: -1.0 is not from 0 to 1000"),
     ]
     for change, message in cases:
         with pytest.raises(ValueError, match=message):

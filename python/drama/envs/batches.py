@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from drama._native import VectorBoard
 from drama.envs.arguments import plain_array
-from drama.envs.group import Payload
+from drama.envs.group import EnvError, Payload
 from drama.envs.layout import Layout, flatten, leaves, unflatten
 
 
@@ -110,10 +110,13 @@ class Batches:
             if objects is not None:
                 for items, item in zip((items for items in self._objects if items), objects, strict=True):
                     items[index] = item
-            if last is not None:
-                infos = batch._add_info(infos, {"final_obs": last[0], "final_info": last[1]}, position)
-            if info is not None:
-                infos = batch._add_info(infos, info, position)
+            given = [] if last is None else [{"final_obs": last[0], "final_info": last[1]}]
+            for more in given if info is None else [*given, info]:
+                try:
+                    infos = batch._add_info(infos, more, position)
+                except (TypeError, ValueError, OverflowError) as error:
+                    what = f"what the info holds makes no array with that of the others: {error}; info: {more!r:.200}"
+                    raise EnvError(index, what) from error
         return infos
 
     def state(self) -> tuple[list[NDArray[Any] | None], list[list[Any]]]:

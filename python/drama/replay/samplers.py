@@ -72,6 +72,13 @@ def _number(name: str, value: Any) -> float:
     return float(value)
 
 
+def _checked_beta(value: Any) -> float:
+    beta = _number("beta", value)
+    if not 0 <= beta <= 1000:
+        raise ValueError(f"beta: {value!r} is not from 0 to 1000")
+    return beta
+
+
 @runtime_checkable
 class Sampler(Protocol):
     """Chooses the starts of a batch; anything with this method can be given to `ReplayBuffer.sample`.
@@ -197,10 +204,7 @@ class Prioritized(NativeSampler):
 
     @beta.setter
     def beta(self, value: float) -> None:
-        beta = _number("beta", value)
-        if not 0 <= beta <= 1000:
-            raise ValueError(f"beta: {value!r} is not from 0 to 1000")
-        self._beta = beta
+        self._beta = _checked_beta(value)
 
     @property
     def alpha(self) -> float:
@@ -245,9 +249,9 @@ class Prioritized(NativeSampler):
             KeyError: an entry is missing.
             ValueError: the entries do not belong together.
         """
-        largest, beta = (_number(name, state[name]) for name in ("largest", "beta"))
+        largest, beta = _number("largest", state["largest"]), _checked_beta(state["beta"])
         self.native.set_state(_counts("priorities", state, np.float64), largest, _counts("seen", state, np.uint64))
-        self.beta = beta
+        self._beta = beta
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.alpha, self.beta, self.replacement), self.state_dict()
@@ -333,6 +337,8 @@ class DynamicFrequency:
         n, b = (_counts(name, state, np.uint32) for name in ("n", "b"))
         alike = np.ndim(state["seen"]) == 0
         num_envs = operator.index(state["num_envs"])
+        if not 0 <= num_envs <= len(n):  # before memory of that size is asked for
+            raise ValueError(f"num_envs: got {num_envs}, expected one that {len(n)} counts can be shared by")
         seen = np.full(num_envs, state["seen"], np.uint64) if alike else _counts("seen", state, np.uint64)
         self.native.set_state(n, b, seen, num_envs)
 
