@@ -164,10 +164,14 @@ class WorldModel(nn.Module):
     def predict_outcome(self, d: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
         """Reward logits `[..., bins]` and termination logits `[...]` of the action that led to `d[..., width]` and, if
         the episode goes on, to the latent `following[..., latents]`."""
-        termination = self.termination(d).squeeze(-1)
+        termination = self.predict_termination(d)
         if self.config.reward_from == "next":
             following = following * (termination <= 0).unsqueeze(-1)
         return self.predict_reward(d, following), termination
+
+    def predict_termination(self, d: Tensor) -> Tensor:
+        """Termination logits `[...]` of the action that led to `d[..., width]`."""
+        return self.termination(d).squeeze(-1)
 
     def predict_reward(self, d: Tensor, following: Tensor) -> Tensor:
         """Reward logits `[..., bins]` of the action that led to `d[..., width]` and to the latent
@@ -215,7 +219,7 @@ class WorldModel(nn.Module):
         z = latent.straight_through_sample(posterior).flatten(-2)
         d, _ = self(z, batch.action, batch.is_first)
         prior = self.predict_latent(d)
-        termination = self.termination(d).squeeze(-1)
+        termination = self.predict_termination(d)
         losses, watched = self.decoder.losses(z, batch.obs)
         losses["reward"] = self._reward_losses(d, z, batch)
         losses["termination"] = F.binary_cross_entropy_with_logits(
