@@ -19,8 +19,8 @@ BELOW: dict[str, set[str]] = {
     "files": {"hints"},
     "hints": set(),
     "interface": set(),
-    "replay": set(),
-    "sb3": {"replay"},
+    "replay": {"hints"},
+    "sb3": {"replay", "hints"},
     "envs": BASE,
     "runtime": BASE,
     "models": BASE | {"runtime"},
@@ -30,6 +30,7 @@ BELOW: dict[str, set[str]] = {
     "choosing": BASE | {"runtime", "envs"},
     "api": BASE | {"runtime", "models", "agent", "replay", "envs", "training", "results", "choosing"},
     "sweeps": BASE | {"runtime", "models", "agent", "replay", "envs", "training", "results", "choosing"},
+    "__main__": {"cli"},
     "cli": BASE | {"runtime", "models", "agent", "replay", "envs", "training", "results", "choosing", "sweeps"},
 }
 

@@ -14,6 +14,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from drama.hints import needed_by
+
 if TYPE_CHECKING:
     from drama.api import Run, train
     from drama.config import Config, preset
@@ -56,15 +58,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
+    with needed_by(f"drama.{name}", "train"):
         home = import_module(f"{__name__}.{_HOMES[name]}")
-    except ModuleNotFoundError as error:
-        if (error.name or "drama").partition(".")[0] == "drama":
-            raise
-        from drama.hints import install
-
-        message = f"drama.{name} needs the package {error.name}: `{install('train')}` brings it"
-        raise ModuleNotFoundError(message, name=error.name) from error
     return getattr(home, name)
 
 

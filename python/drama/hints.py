@@ -56,6 +56,22 @@ def install(extra: str) -> str:
     return f"{pip} 'drama-rl[{extra}]'"
 
 
+@contextmanager
+def needed_by(name: str, extra: str) -> Iterator[None]:
+    """Name `name` and the extra that it needs where a package is missing inside.
+
+    Raises:
+        ModuleNotFoundError: a package is missing; with its name, as before.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "drama").partition(".")[0] == "drama":
+            raise
+        message = f"{name} needs the package {error.name}: `{install(extra)}` brings it"
+        raise ModuleNotFoundError(message, name=error.name) from error
+
+
 def _from_here(path: str) -> str:
     """A path as seen from the working folder, where it lies in a folder below that."""
     below = Path(path).is_relative_to(Path.cwd()) and Path(path).parent != Path.cwd()

@@ -58,6 +58,13 @@ class Choices:
         """Numbers that tell of an action: a one-hot for each choice."""
         return sum(self.counts)
 
+    @property
+    def words(self) -> str:
+        """What a person is told of it."""
+        if self.single:
+            return f"{self.counts[0]} actions"
+        return f"actions of {len(self.counts)} choices, from {', '.join(map(str, self.counts))}"
+
     def sample(self, random: np.random.Generator, size: int) -> NDArray[Any]:
         """`size` uniformly random actions."""
         if self.single:
@@ -81,6 +88,11 @@ class Continuous:
     def width(self) -> int:
         """Numbers that tell of an action."""
         return self.size
+
+    @property
+    def words(self) -> str:
+        """What a person is told of it."""
+        return f"continuous actions of {self.size} number{'s' * (self.size != 1)}"
 
     def sample(self, random: np.random.Generator, size: int) -> NDArray[Any]:
         """`size` uniformly random actions."""

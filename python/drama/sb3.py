@@ -11,14 +11,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from gymnasium import spaces
-from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
-from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
-from stable_baselines3.common.vec_env import VecNormalize
 
 import drama.replay
+from drama.hints import needed_by
 from drama.replay.casting import as_array, as_column
+
+with needed_by("drama.sb3", "sb3"):
+    import torch
+    from gymnasium import spaces
+    from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
+    from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
+    from stable_baselines3.common.vec_env import VecNormalize
 
 Array = npt.NDArray[Any]
 Observations = Array | dict[str, Array]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -232,12 +233,54 @@ def test_a_missing_extra_names_the_pip_command(module: str, extra: str, tmp_path
         assert done.stderr == f"drama: error: {module} is not installed; `{brings}` brings it\n"
 
 
-@pytest.mark.parametrize("name", ["train", "load"])
-def test_a_missing_extra_names_the_pip_command_in_python_too(name: str, tmp_path: Path) -> None:
-    code = f"import sys; sys.modules['torch'] = None; import drama; drama.{name}"
+@pytest.mark.parametrize(
+    ("name", "use", "missing", "extra"),
+    [
+        ("train", "drama.train", "torch", "train"),
+        ("load", "drama.load", "torch", "train"),
+        ("sb3", "import drama.sb3", "torch", "sb3"),
+        ("sb3", "import drama.sb3", "stable_baselines3", "sb3"),
+        ("replay.to_torch", "import drama.replay; drama.replay.to_torch({})", "torch", "train"),
+    ],
+)
+def test_a_missing_extra_names_the_pip_command_in_python_too(
+    name: str, use: str, missing: str, extra: str, tmp_path: Path
+) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; import drama; {use}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
-    brings = f"`{sys.executable} -m pip install 'drama-rl[train]'` brings it"
-    assert done.stderr.endswith(f"ModuleNotFoundError: drama.{name} needs the package torch: {brings}\n")
+    brings = f"`{sys.executable} -m pip install 'drama-rl[{extra}]'` brings it"
+    package = rf"{missing}(\.[\w.]+)?"
+    expected = rf"ModuleNotFoundError: drama\.{name} needs the package {package}: {re.escape(brings)}\n$"
+    assert re.search(expected, done.stderr), done.stderr
+
+
+def test_the_module_is_the_command(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "drama", "--version"], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert done.stdout == f"{__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ("Pong", "6 actions"),
+        ("Pendulum-v1", "continuous actions of 1 number"),
+        ("test_api:Mixed", "actions of 2 choices, from 2, 3"),
+    ],
+)
+def test_info_tells_the_kind_of_action(drama: Run, env: str, words: str) -> None:
+    code, out, _ = drama("info", env, "--device", "cpu")
+    assert code == 0
+    assert re.search(rf"^{env}, preset [\w-]+, {words}$", out, re.MULTILINE), out
+
+
+@pytest.mark.parametrize("option", ["--seed", "--log.eval-episodes", "--log.eval_episodes=3", "--env.no-grayscale"])
+def test_a_resumed_run_keeps_its_options(drama: Run, option: str, tmp_path: Path) -> None:
+    code, _, err = drama("train", "--resume", str(tmp_path), option)
+    assert code == 2
+    name = option.partition("=")[0].replace("_", "-")
+    assert err == f"drama: error: {name}: a run that is resumed keeps its options, but for --steps\n"
 
 
 def test_replay_needs_numpy_only() -> None:
@@ -426,6 +469,7 @@ def test_presets_are_valid_and_survive_json(name: str) -> None:
         ("train.batch_size", 0, "train.batch_size: 0 must be at least 1"),
         ("train.context", 1, "train.context: 1 must be at least 2"),
         ("world_model.motion_scale", -1.0, "world_model.motion_scale: -1.0 must not be negative"),
+        ("world_model.decoded_share", 0.0, "world_model.decoded_share: 0.0 must be above 0 and at most 1"),
         ("world_model.vision.kernel", 4, "world_model.vision.kernel: 4 must be odd"),
         ("world_model.vision.strides", [2, 2], r"world_model.vision.strides: \(2, 2\) must hold .* 5 channels"),
         ("env.size", 60, "env.size: 60 must be square, a multiple of 16"),

@@ -68,6 +68,9 @@ def test_an_episode_that_does_not_end_is_truncated(
     out = capsys.readouterr().out
     assert "return 30.0 ± 0.0" in out
     assert "note: 2 episodes were truncated after 30 steps; --steps-limit takes another limit" in out
+    with pytest.raises(SystemExit):
+        main(["eval", str(run), "--episodes", "1", "--steps-limit", "10", "--trust", "--device", "cpu"])
+    assert "steps: return 10.0 over 1 episode (" in capsys.readouterr().out  # one has no spread
     (path,) = run.glob("evaluation-*-limit30.json")
     assert read_evaluation(path).command("RUN").endswith(" --steps-limit 30")
     monkeypatch.setattr("drama.results.evaluation.STEPS", 20)  # without a limit of anybody's

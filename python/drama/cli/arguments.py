@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import tyro
 
 from drama.choosing import choose_preset, default_run, preset_for
-from drama.cli.mistakes import mistake
+from drama.cli.mistakes import mistake, options
 from drama.config import PRESETS, Config, option_docs, preset
 from drama.envs import env_maker, game_names, known_game
 from drama.files import check_new, check_run
@@ -250,6 +251,10 @@ def train(args: Sequence[str]) -> NewRun | ResumeArgs | None:
         return None
     args = ["--help" if arg == "--help-all" else arg for arg in args]
     if any(arg == "--resume" or arg.startswith("--resume=") for arg in args):
+        kept = {f"--{name}" for name in options(TrainArgs)} - {f"--{name}" for name in options(ResumeArgs)}
+        for name in (re.sub(r"_(?=.)", "-", arg.partition("=")[0]) for arg in args):
+            if name in kept or name.replace("--no-", "--").replace(".no-", ".") in kept:
+                raise ValueError(f"{name}: a run that is resumed keeps its options, but for --steps")
         resume = parse(ResumeArgs, args, "train --resume RUN")
         check_run(resume.resume)
         if resume.game is not None:

@@ -175,7 +175,7 @@ def info(args: InfoArgs | InfoRunArgs) -> int:
         return 0
     for line in _run_lines(facts["run"]) if "run" in facts else ():
         print(line)
-    print(f"{facts['game']}, preset {facts['preset']}, {facts['actions']} actions\n")
+    print(f"{facts['game']}, preset {facts['preset']}, {facts['action']}\n")
     for network in ("world_model", "agent"):
         counts = facts["parameters"][network]
         print(f"{network.replace('_', ' ')}: {sum(counts.values()):,} parameters")
@@ -249,6 +249,7 @@ def _facts(config: Config, learner: Learner, device: torch.device) -> dict[str, 
         "game": config.game,
         "preset": config.preset,
         "actions": learner.world_model.interface.action.width,
+        "action": learner.world_model.interface.action.words,
         "parameters": {
             name: {
                 part: count
@@ -297,9 +298,11 @@ def _counting(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
 def _print_evaluation(result: dict[str, Any]) -> None:
     score = result["human_normalised_mean"]
     normalised = "" if score is None else f", human-normalised {score:.1%}"
+    count = len(result["episodes"])
+    spread = f" ± {result['std']:.1f}, median {result['median']:.1f} over {count} episodes"
     print(
-        f"{result['game']} after {result['step']} steps: return {result['mean']:.1f} ± {result['std']:.1f}, median"
-        f" {result['median']:.1f} over {len(result['episodes'])} episodes{normalised}"
+        f"{result['game']} after {result['step']} steps: return {result['mean']:.1f}"
+        f"{spread if count > 1 else ' over 1 episode'}{normalised}"
         f" (protocol {result['protocol']}, {'greedy' if result['greedy'] else 'sampled'})"
     )
     limit = result["steps_limit"] or STEPS

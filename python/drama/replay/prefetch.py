@@ -12,6 +12,8 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, overload
 
+from drama.hints import needed_by
+
 if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
@@ -34,8 +36,12 @@ def to_torch(
         device: where the tensors go; by default they share memory with the arrays.
         pin: copy to pinned memory first, so that the copy to `device` runs beside the computation. Without CUDA it
             has no effect.
+
+    Raises:
+        ModuleNotFoundError: torch is not installed; names the extra that brings it.
     """
-    import torch
+    with needed_by("drama.replay.to_torch", "train"):
+        import torch
 
     tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
     pinned = pin and torch.cuda.is_available()
