@@ -49,7 +49,8 @@ def train_agent(learner: Learner, replay: ReplayBuffer, updates: int) -> dict[st
             batch = learner.to_batch(replay.sample(train.batch_size, train.batch_length, sampler=Uniform()))
             with torch.no_grad(), model.autocast():
                 z = model.sample(model.encode(batch.obs))
-            scalars = learner.update_agent_within(batch, z)
+                d, _ = model(z, batch.action, batch.is_first)
+            scalars = learner.update_agent_within(batch, z, d)
         else:
             starts = replay.sample(train.imagination_batch, train.context, sampler=Uniform())
             scalars = learner.update_agent(learner.to_batch(starts))

@@ -222,6 +222,9 @@ class WorldModelConfig(_Plain):
     motion_scale: float = 0.0
     """Extra weight of the pixels that change from the frame before or to the next, over the 1 that all have, so that
     small moving objects are seen at all; 0 as published."""
+    decoded_share: float = 1.0
+    """Share of the steps of a batch, drawn anew for each update, whose images are decoded and scored; 1 as
+    published. All numbers are decoded."""
     balance: Literal["fixed", "harmony"] = "fixed"
     """`fixed`: the losses are summed with their scales, as published. `harmony`: observation, reward and latent losses
     are, with their scales, divided by learned sizes besides, so that none of them drowns another (HarmonyDream, arXiv
@@ -249,6 +252,9 @@ class AgentConfig(_Plain):
 
     policy: Literal["reinforce", "ppo"] = "reinforce"
     """How the actor learns."""
+    replay_value_scale: float = 0.0
+    """Weight of the critic's loss on real steps of the replay, beside that on imagined ones: 0 as published, 0.3 in
+    DreamerV3 of 2024. Needs `train.imagine_from` batch."""
     act_on: Literal["posterior", "prior"] = "posterior"
     """The latent that the actor sees in the real environment: that of the current frame, or the one predicted for it,
     as the published code does."""
@@ -426,6 +432,13 @@ class Config(_Plain):
                 t.batch_length > t.context
             ),
             f"train.cooldown: {t.cooldown} must be from 0 to 1": 0 <= t.cooldown <= 1,
+            f"world_model.decoded_share: {self.world_model.decoded_share} must be above 0 and at most 1": (
+                0 < self.world_model.decoded_share <= 1
+            ),
+            f"agent.replay_value_scale: {self.agent.replay_value_scale} has no sequences to learn of with"
+            f" train.imagine_from {t.imagine_from!r}, which must be 'batch'": (
+                self.agent.replay_value_scale == 0 or t.imagine_from == "batch"
+            ),
             f"agent.unimix: {self.agent.unimix} must be at least 0 and below 1": 0 <= self.agent.unimix < 1,
             f"train.batch_length: {t.batch_length} must be at least train.context = {t.context}, as imaginations start"
             " in these sequences (train.imagine_from)": t.imagine_from == "replay" or t.batch_length >= t.context,
@@ -441,6 +454,7 @@ class Config(_Plain):
             "train.agent_start": t.agent_start,
             "train.statistics_frames": t.statistics_frames,
             "world_model.motion_scale": self.world_model.motion_scale,
+            "agent.replay_value_scale": self.agent.replay_value_scale,
             "log.eval_episodes": self.log.eval_episodes,
             "log.checkpoint_minutes": self.log.checkpoint_minutes,
         }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from drama.agent.actor_critic import ActorCritic
+from drama.agent.actor_critic import ActorCritic, Replayed
 from drama.agent.imagination import Trajectory
 from drama.config import AgentConfig, preset
 from drama.interface import LONE, Choices
@@ -39,6 +39,14 @@ def make_trajectory(
     """Features at random, everything else by hand."""
     features = torch.randn(len(reward), len(reward[0]) + 1, FEATURES, generator=torch.Generator().manual_seed(1))
     return Trajectory(features, torch.tensor(action), torch.tensor(reward), torch.tensor(cont), torch.tensor(weight))
+
+
+def make_replayed(reward: list[list[float]], ended: list[list[int]], is_first: list[list[int]]) -> Replayed:
+    """Features at random, actions all alike, everything else by hand."""
+    rows, steps = len(reward), len(reward[0])
+    features = torch.randn(rows, steps, FEATURES, generator=torch.Generator().manual_seed(2))
+    action = torch.zeros(rows, steps, dtype=torch.int64)
+    return Replayed(features, action, torch.tensor(reward), torch.tensor(ended).bool(), torch.tensor(is_first).bool())
 
 
 def last_layer(net: nn.Sequential) -> nn.Linear:
@@ -274,3 +282,32 @@ def test_the_uniform_mix_leaves_no_action_out() -> None:
         bias.copy_(torch.tensor([100.0] + [0.0] * (ACTIONS - 1)))
         probs = log_policy(agent, torch.zeros(2, FEATURES)).exp()
     torch.testing.assert_close(probs[:, 1:], torch.full((2, ACTIONS - 1), 0.06 / ACTIONS), atol=1e-4, rtol=0)
+
+
+def test_the_critic_learns_what_came_of_real_steps() -> None:
+    """The end after a step gives its reward, a new episode without an end nothing, the last step its value."""
+    config = dataclasses.replace(CONFIG, replay_value_scale=0.3, discount=0.5, lambda_=1.0)
+    agent = make_agent(config)
+    set_value(agent.critic, 1)  # math.e - 1
+    set_value(agent.slow_critic, 0)
+    trajectory = make_trajectory([[0.0, 0.0]], [[0, 1]], [[1.0, 1.0]], [[1.0, 1.0]])
+    replayed = make_replayed(
+        [[1.0, 2.0, 4.0, 8.0, 16.0, 32.0]], [[0, 1, 0, 0, 0, 0]], [[0, 0, 1, 0, 1, 0]]
+    )  # an end after step 1, one that was broken off after step 3, and step 5 without anything after it
+    targets, watched = agent.targets(trajectory, replayed)
+    v = math.e - 1
+    expected = [1 + 0.5 * 2, 2.0, 4 + 0.5 * v, v, 16 + 0.5 * v]
+    assert targets.returns[2:].tolist() == pytest.approx(expected, rel=1e-5)
+    assert targets.slow_returns[2:].tolist() == pytest.approx([2.0, 2.0, 4.0, 0.0, 16.0], rel=1e-5)
+    assert targets.weight[2:].tolist() == [0.0] * 5
+    share = 0.3 * 2 / 4  # of two imagined and four known steps
+    assert targets.critic_weight.tolist() == pytest.approx([1.0, 1.0, share, share, share, 0.0, share])
+    assert watched["replay_return"].item() == pytest.approx((sum(expected) - v) / 4, rel=1e-5)
+    known = torch.tensor([0, 1, 2, 4])
+    logits = agent.critic(replayed.features[0, known])
+    wanted = [targets.returns[2:][known], targets.slow_returns[2:][known]]
+    real = torch.stack([agent.two_hot.loss(logits, returns).mean() for returns in wanted]).sum()
+    both, imagined = agent.loss(targets), agent.loss(agent.targets(trajectory)[0])
+    assert both["critic"].item() == pytest.approx((imagined["critic"] + 0.3 * real).item(), rel=1e-5)
+    for name in ("policy", "entropy"):
+        assert both[name].item() == pytest.approx(imagined[name].item(), abs=1e-6)

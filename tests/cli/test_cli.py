@@ -469,6 +469,7 @@ def test_presets_are_valid_and_survive_json(name: str) -> None:
         ("train.batch_size", 0, "train.batch_size: 0 must be at least 1"),
         ("train.context", 1, "train.context: 1 must be at least 2"),
         ("world_model.motion_scale", -1.0, "world_model.motion_scale: -1.0 must not be negative"),
+        ("agent.replay_value_scale", -1.0, "agent.replay_value_scale: -1.0 must not be negative"),
         ("world_model.decoded_share", 0.0, "world_model.decoded_share: 0.0 must be above 0 and at most 1"),
         ("world_model.vision.kernel", 4, "world_model.vision.kernel: 4 must be odd"),
         ("world_model.vision.strides", [2, 2], r"world_model.vision.strides: \(2, 2\) must hold .* 5 channels"),

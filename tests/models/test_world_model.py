@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from drama.config import LatentConfig, SequenceConfig, VisionConfig, WorldModelConfig, preset
 from drama.interface import LONE, Choices, Image, Interface
 from drama.models.losses import CHANGE, MOVING_SHARE, Harmony, kl_losses, reconstruction_losses
+from drama.models.norm import batch_norms
 from drama.models.vision import Decoder
 from drama.models.world_model import Batch, WorldModel
 from drama.training.learner import Learner
@@ -184,6 +185,39 @@ def test_the_loss_weighs_what_moves_as_configured(monkeypatch: pytest.MonkeyPatc
     kl = (CONFIG.dynamics_scale + CONFIG.representation_scale) * 3.0
     parts = 2.0 * weighted + losses["reward"] + losses["termination"] + kl
     assert losses["loss"].item() == pytest.approx(parts.item(), rel=1e-5)
+
+
+def test_a_share_of_the_images_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the steps is scored in some of the draws, with its own neighbours, and the mean is that of all."""
+    shown, every = (
+        make_model(dataclasses.replace(CONFIG, motion_scale=50.0, decoded_share=share)).decoder for share in (0.5, 1.0)
+    )
+    decoder = shown[LONE]
+    assert isinstance(decoder, Decoder)
+    shown.load_state_dict(every.state_dict())
+    for norm in (*batch_norms(shown), *batch_norms(every)):
+        norm.eval()
+    sizes: list[torch.Size] = []
+    patches = decoder.patches
+
+    def watched(z: Tensor) -> Tensor:
+        sizes.append(z.shape)
+        return patches(z)
+
+    monkeypatch.setattr(decoder, "patches", watched)
+    batch = make_batch(4, 6)
+    z = torch.randn(4, 6, CONFIG.latent.variables * CONFIG.latent.classes)
+    with torch.no_grad():
+        whole = every.losses(z, batch.obs)
+        drawn = [shown.losses(z, batch.obs) for _ in range(40)]
+    assert set(sizes) == {torch.Size((4, 3, z.shape[-1]))}
+    for part in (0, 1):  # to minimise, and to watch
+        errors = torch.stack([draw[part]["reconstruction"] for draw in drawn])
+        scored = errors > 0
+        assert (scored.sum(2) == 3).all()
+        assert scored.any(0).all()
+        expected = 2 * whole[part]["reconstruction"].expand_as(errors)
+        torch.testing.assert_close(errors[scored], expected[scored], rtol=1e-4, atol=1e-4)
 
 
 def test_the_loss_sees_the_episode_starts() -> None:

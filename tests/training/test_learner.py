@@ -18,7 +18,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from drama.agent.imagination import imagine
+from drama.agent.actor_critic import Replayed
+from drama.agent.imagination import Trajectory, imagine
 from drama.agent.player import FEW
 from drama.config import Config, preset
 from drama.interface import LONE
@@ -217,7 +218,7 @@ def test_the_world_model_learns_from_shifted_frames(shift: int, monkeypatch: pyt
     seen: list[Parts] = []
     evaluate = learner.world_model.evaluate
 
-    def watched(batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def watched(batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
         seen.append(batch.obs)
         return evaluate(batch)
 
@@ -314,6 +315,40 @@ def test_imagination_starts_inside_the_sequences_of_the_update(monkeypatch: pyte
     assert torch.equal(windows[0], windows[0][:, :1] + torch.arange(config.train.context))
     assert torch.equal(windows[0][:, 0] // 16, windows[0][:, -1] // 16)
     assert len(windows[0][:, 0].unique()) == config.train.imagination_batch
+
+
+def test_the_critic_is_given_the_real_steps_as_the_agent_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the belief that recalling the same steps gives, from the first on that an imagination could start at."""
+    config = preset("debug")
+    train = dataclasses.replace(config.train, imagine_from="batch")
+    config = dataclasses.replace(config, train=train, agent=dataclasses.replace(config.agent, replay_value_scale=0.3))
+    config.validate()
+    learner, batch = Learner(config, frames(config), CPU), make_batch(config, 4, 16)
+    model, before = learner.world_model, train.context - 1
+    torch.manual_seed(0)
+    with torch.no_grad():
+        z = model.sample(model.encode(batch.obs))
+        d, _ = model(z, batch.action, batch.is_first)
+    given: list[Replayed | None] = []
+    targets = learner.agent.targets
+
+    def watched(trajectory: Trajectory, replayed: Replayed | None) -> Any:
+        given.append(replayed)
+        return targets(trajectory, replayed)
+
+    monkeypatch.setattr(learner, "_targets", watched)
+    with NoWaiting():
+        scalars = learner.update_agent_within(batch, z, d)
+    (real,) = given
+    assert real is not None
+    assert torch.equal(real.reward, batch.reward[:, before:])
+    assert torch.equal(real.is_first, batch.is_first[:, before:])
+    assert "replay_return" in scalars
+    for end in range(2, 17 - before):
+        with torch.no_grad():
+            part = slice(0, before + end)
+            belief = model.recall(z[:, part], batch.action[:, part], batch.is_first[:, part])
+        torch.testing.assert_close(real.features[:, end - 1], belief.features, atol=1e-5, rtol=1e-5)
 
 
 def test_more_places_than_the_sequences_have_are_refused() -> None:

@@ -18,12 +18,23 @@ from drama.interface import Choices, Continuous
 from drama.models.heads import TwoHot, mlp
 
 
+class Replayed(NamedTuple):
+    """Real steps in their order, with all that came of them; episodes end and begin among them."""
+
+    features: Tensor  # [B, T, features]
+    action: Tensor  # [B, T] or [B, T, K]
+    reward: Tensor  # [B, T]
+    ended: Tensor  # [B, T] bool, where the action ended the episode
+    is_first: Tensor  # [B, T] bool
+
+
 class Targets(NamedTuple):
-    """Imagined steps with what the losses want of them; every tensor has the same leading axis."""
+    """Steps with what the losses want of them; every tensor has the same leading axis."""
 
     features: Tensor  # [N, features]
     action: Tensor  # [N] or [N, K]
-    weight: Tensor  # [N]
+    weight: Tensor  # [N], 0 of real steps: the actor learns from imagined ones alone
+    critic_weight: Tensor  # [N]
     advantage: Tensor  # [N], normalised
     returns: Tensor  # [N], lambda-returns with the critic's values
     slow_returns: Tensor  # [N], with the slow critic's
@@ -64,8 +75,12 @@ class ActorCritic(nn.Module):
         return policy.mode() if greedy else policy.sample()
 
     @torch.no_grad()
-    def targets(self, trajectory: Trajectory) -> tuple[Targets, dict[str, Tensor]]:
-        """What the losses need of a batch of trajectories, and scalars to watch. Moves the return scale."""
+    def targets(self, trajectory: Trajectory, replayed: Replayed | None = None) -> tuple[Targets, dict[str, Tensor]]:
+        """What the losses need of a batch of trajectories, and scalars to watch. Moves the return scale.
+
+        Of `replayed` the critic learns too, with `agent.replay_value_scale`: it is told what really came where the
+        world model imagines something else (the replay's value loss of DreamerV3, arXiv 2301.04104, of 2024).
+        """
         config = self.config
         value, slow_value = (
             self.two_hot.decode(critic(trajectory.features)) for critic in (self.critic, self.slow_critic)
@@ -81,6 +96,7 @@ class ActorCritic(nn.Module):
             features=states,
             action=trajectory.action,
             weight=weight,
+            critic_weight=weight,
             advantage=(returns - value[:, :-1]) / scale,
             returns=returns,
             slow_returns=slow_returns,
@@ -92,7 +108,40 @@ class ActorCritic(nn.Module):
             "return_scale": scale,
             "imagined_reward": _weighted_mean(trajectory.reward, weight),
         }
-        return Targets(*(t.flatten(0, 1) for t in targets)), watched
+        flat = Targets(*(t.flatten(0, 1) for t in targets))
+        if replayed is None:
+            return flat, watched
+        real, known = self._real_targets(replayed)
+        watched["replay_return"] = _weighted_mean(real.returns, known)
+        # Means over either kind of steps count, not how many there are of each.
+        share = config.replay_value_scale * weight.sum() / known.sum().clamp(min=1)
+        real = real._replace(critic_weight=share * known)
+        return Targets(*(torch.cat([a, b.flatten(0, 1)]) for a, b in zip(flat, real, strict=True))), watched
+
+    def _real_targets(self, replayed: Replayed) -> tuple[Targets, Tensor]:
+        """What the critic learns of all real steps but the last `[B, T - 1]`, and 1 where it is known what came of
+        them: not where an episode was broken off."""
+        config = self.config
+        goes_on = ~replayed.is_first[:, 1:] & ~replayed.ended[:, :-1]
+        known = goes_on | replayed.ended[:, :-1]
+
+        def returns(critic: nn.Module) -> Tensor:
+            value = self.two_hot.decode(critic(replayed.features))
+            reward = torch.where(known, replayed.reward[:, :-1], value[:, :-1])  # the value stands for what is unknown
+            return lambda_return(reward, goes_on.float(), value, config.discount, config.lambda_)
+
+        zeros = torch.zeros_like(replayed.reward[:, :-1])
+        steps = Targets(
+            features=replayed.features[:, :-1],
+            action=replayed.action[:, :-1],
+            weight=zeros,
+            critic_weight=zeros,
+            advantage=zeros,
+            returns=returns(self.critic),
+            slow_returns=returns(self.slow_critic),
+            log_prob=zeros,
+        )
+        return steps, known.float()
 
     def loss(self, targets: Targets) -> dict[str, Tensor]:
         """Scalars of a batch of steps: `loss` (to minimise), its parts, and the KL from the acting policy."""
@@ -108,7 +157,8 @@ class ActorCritic(nn.Module):
         else:
             policy_loss = mean(-targets.advantage * log_prob)
         logits = self.critic(targets.features)
-        critic_loss = mean(self.two_hot.loss(logits, targets.returns) + self.two_hot.loss(logits, targets.slow_returns))
+        errors = self.two_hot.loss(logits, targets.returns) + self.two_hot.loss(logits, targets.slow_returns)
+        critic_loss = (errors * targets.critic_weight).sum() / targets.weight.sum().clamp(min=1)
         return {
             "loss": policy_loss - self.config.entropy * entropy + critic_loss,
             "policy": policy_loss.detach(),

@@ -15,22 +15,29 @@ MOVING_SHARE = 0.01
 """Where more of a frame moves than this, as when it flashes, moving pixels share the weight of this many."""
 
 
-def reconstruction_losses(predicted: Tensor, target: Tensor, motion_scale: float = 0.0) -> tuple[Tensor, Tensor]:
+def reconstruction_losses(
+    predicted: Tensor, target: Tensor, motion_scale: float = 0.0, steps: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Squared error of each frame in [0, 1], summed over its pixels.
 
     Args:
         predicted: frames `[B, T, H, W, C]`, or their patches, in [0, 1].
         target: frames `[B, T, H, W, C]` uint8, consecutive ones, or their patches.
         motion_scale: extra weight of the pixels that change from the frame before or to the next.
+        steps: int64 `[N]`, those of the T steps that `predicted[B, N, ...]` is of; None for all.
 
     Returns:
-        The error in which moving pixels have their extra weight, and the plain one, both `[B, T]`.
+        The error in which moving pixels have their extra weight, and the plain one, both `[B, T]`, or `[B, N]` with
+        `steps`.
     """
-    error = (predicted.float() - to_unit(target)).square()
+    scored = target if steps is None else target.index_select(1, steps)
+    error = (predicted.float() - to_unit(scored)).square()
     plain = error.sum((-3, -2, -1))
     if motion_scale == 0:
         return plain, plain
     moving = moving_pixels(target)
+    if steps is not None:
+        moving = moving.index_select(1, steps)
     share = moving.float().mean((-3, -2, -1)).clamp(min=MOVING_SHARE)
     extra = (error * moving).sum((-3, -2, -1)) * (motion_scale * MOVING_SHARE / share)
     return plain + extra, plain

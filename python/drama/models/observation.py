@@ -20,6 +20,12 @@ ENCODED_AT_ONCE = 64
 """Frames that an encoder takes together on a CPU when nothing is learned."""
 
 
+def _spread(errors: Tensor, steps: Tensor, length: int) -> Tensor:
+    """The `errors[B, N]` at their `steps[N]` of `[B, length]`, zeros elsewhere, with the mean as it was."""
+    spread = errors.new_zeros(errors.shape[0], length)
+    return spread.index_copy(1, steps, errors * (length / steps.numel()))
+
+
 class VectorEncoder(nn.Module):
     """Numbers `[..., N]` to features `[..., units]`."""
 
@@ -61,7 +67,7 @@ class ObservationDecoder(nn.ModuleDict):
 
     def __init__(self, config: WorldModelConfig, interface: Interface, inputs: int) -> None:
         super().__init__()
-        self._motion_scale = config.motion_scale
+        self._motion_scale, self._share = config.motion_scale, config.decoded_share
         local = config.latent.local and interface.is_image
         for name, part in interface.observation.items():
             if isinstance(part, Image):
@@ -74,13 +80,23 @@ class ObservationDecoder(nn.ModuleDict):
 
     def losses(self, z: Tensor, obs: Parts) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Squared errors `[B, T]` of what `z[B, T, inputs]` becomes, of all images and of the numbers, summed over
-        each; those to minimise, and those to watch, in which all pixels weigh the same."""
+        each; those to minimise, and those to watch, in which all pixels weigh the same.
+
+        Where only a share of the images is decoded (`world_model.decoded_share`), the errors of the others are 0 and
+        those of the drawn ones count for more, so that the means are right in expectation.
+        """
         losses: dict[str, Tensor] = {}
         watched: dict[str, Tensor] = {}
+        steps, length = None, z.shape[1]
+        if self._share < 1:
+            count = max(1, round(self._share * length))
+            steps = torch.rand(length, device=z.device).argsort()[:count]
         for name, decoder in self.items():
             if isinstance(decoder, Decoder):  # in patches: where a pixel lies makes no difference to its error
                 target = decoder.as_patches(obs[name])
-                weighted, plain = reconstruction_losses(decoder.patches(z), target, self._motion_scale)
+                drawn = z if steps is None else z.index_select(1, steps)
+                found = reconstruction_losses(decoder.patches(drawn), target, self._motion_scale, steps)
+                weighted, plain = found if steps is None else (_spread(error, steps, length) for error in found)
                 losses["reconstruction"] = losses.get("reconstruction", 0) + weighted
                 watched["reconstruction"] = watched.get("reconstruction", 0) + plain.detach()
             else:

@@ -140,6 +140,12 @@ class WorldModel(nn.Module):
         last_first = is_first[:, -1]
         return Belief(z[:, -1], d[:, -1].masked_fill(self.forgets(last_first)[:, None], 0.0), last_first, state)
 
+    def beliefs(self, z: Tensor, d: Tensor, is_first: Tensor) -> Tensor:
+        """What an agent sees at each of the steps `z[B, T, latents]` with the outputs `d[B, T, width]` of the model:
+        features `[B, T, features]` as of `Belief`. The first step has the `d` of an episode's start."""
+        before = torch.cat([torch.zeros_like(d[:, :1]), d[:, :-1]], dim=1)
+        return torch.cat([z, before.masked_fill(self.forgets(is_first)[..., None], 0.0)], dim=-1).float()
+
     # Parts
 
     def encode(self, obs: Parts) -> Tensor:
@@ -213,8 +219,9 @@ class WorldModel(nn.Module):
         d, _ = self(self.sample(posterior), batch.action, batch.is_first)
         return kl_losses(posterior, self.predict_latent(d), batch.is_first, 0.0)[2]
 
-    def evaluate(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """The scalars of `loss`, and the latents `[B, T, latents]` that were sampled for them, detached."""
+    def evaluate(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The scalars of `loss`, the latents `[B, T, latents]` that were sampled for them, and the outputs
+        `[B, T, width]` that came of them, the latter two detached."""
         posterior = self.encode(batch.obs)
         z = latent.straight_through_sample(posterior).flatten(-2)
         d, _ = self(z, batch.action, batch.is_first)
@@ -238,7 +245,7 @@ class WorldModel(nn.Module):
         scalars = {name: value.mean() for name, value in watched.items()}
         scalars |= {name: means[name].detach() for name in ("reward", "termination")}
         entropy = -(posterior.exp() * posterior).sum((-2, -1)).mean().detach()
-        return {"loss": loss, **scalars, "kl": kl, "posterior_entropy": entropy}, z.detach()
+        return {"loss": loss, **scalars, "kl": kl, "posterior_entropy": entropy}, z.detach(), d.detach()
 
     def _reward_losses(self, d: Tensor, z: Tensor, batch: Batch) -> Tensor:
         """The cross-entropy of the rewards, `[B, T]`. What followed the last step is not in the batch: it counts only

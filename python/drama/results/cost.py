@@ -77,14 +77,14 @@ def milliseconds(config: Config, learner: Learner, env: gym.Env) -> dict[str, fl
 
 
 def agent_update(learner: Learner) -> Callable[[Batch], object]:
-    """The agent's update as the config has it: on contexts, or inside of sequences, whose latents are zero here."""
+    """The agent's update as the config has it: on contexts, or inside of sequences, of zeros here."""
     if learner.config.train.imagine_from == "replay":
         return learner.update_agent
 
     def within(batch: Batch) -> object:
-        return learner.update_agent_within(
-            batch, batch.reward.new_zeros(*batch.reward.shape, learner.world_model.latents)
-        )
+        model = learner.world_model
+        z, d = (batch.reward.new_zeros(*batch.reward.shape, width) for width in (model.latents, model.width))
+        return learner.update_agent_within(batch, z, d)
 
     return within
 

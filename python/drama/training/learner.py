@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from drama.agent.actor_critic import ActorCritic, Targets
+from drama.agent.actor_critic import ActorCritic, Replayed, Targets
 from drama.agent.imagination import Step, Trajectory, imagine, imagine_step, recorded_imagination
 from drama.agent.player import Player
 from drama.agent.ppo import minibatches
@@ -36,6 +36,7 @@ class Descent(NamedTuple):
     losses: dict[str, Tensor]
     gradients: list[Tensor | None]  # of each parameter
     z: Tensor | None = None  # [B, T, latents], the latents that were sampled; None of the agent
+    d: Tensor | None = None  # [B, T, width], the outputs of the world model; None of the agent
 
 
 class Learner:
@@ -126,13 +127,15 @@ class Learner:
 
     def update_together(self, batch: Batch, frames: Parts | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """`update_world_model`, then `update_agent_within` on the latents that it has learned from."""
-        scalars, z = self._step_world_model(batch, frames)
-        return scalars, self.update_agent_within(batch, z)
+        scalars, z, d = self._step_world_model(batch, frames)
+        return scalars, self.update_agent_within(batch, z, d)
 
-    def update_agent_within(self, batch: Batch, z: Tensor) -> dict[str, Tensor]:
-        """One step of actor and critic on trajectories imagined from inside sequences with latents `z[B, T, latents]`.
+    def update_agent_within(self, batch: Batch, z: Tensor, d: Tensor) -> dict[str, Tensor]:
+        """One step of actor and critic on trajectories imagined from inside sequences with latents `z[B, T, latents]`
+        and the world model's outputs `d[B, T, width]`.
 
         They start after `train.context` steps at `train.imagination_batch` places, drawn from all, each at most once.
+        From these steps on the critic learns of what really came, too (`agent.replay_value_scale`).
         """
         train = self.config.train
         rows, length = z.shape[:2]
@@ -142,7 +145,12 @@ class Learner:
         times = drawn.remainder(places)[:, None] + torch.arange(train.context, device=self.device)
         with self.world_model.autocast():
             start = self._recall(z[row, times], batch.action[row, times], batch.is_first[row, times])
-        return self._update_agent(start)
+        replayed = None
+        if self.config.agent.replay_value_scale:
+            features = self.world_model.beliefs(z, d, batch.is_first)
+            real = Replayed(features, batch.action, batch.reward, batch.ended, batch.is_first)
+            replayed = Replayed(*(part[:, train.context - 1 :] for part in real))
+        return self._update_agent(start, replayed)
 
     @torch.no_grad()
     def kl_by_mode(self, batch: Batch) -> dict[str, float]:
@@ -167,8 +175,8 @@ class Learner:
             losses = self.world_model.loss(batch)
         return {f"world_model/{name}_new": losses[name].item() for name in ("kl", "reward")}
 
-    def _step_world_model(self, batch: Batch, frames: Parts | None) -> tuple[dict[str, Tensor], Tensor]:
-        """One step of the world model: its scalars, and the latents of the batch."""
+    def _step_world_model(self, batch: Batch, frames: Parts | None) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """One step of the world model: its scalars, and the latents and outputs of the batch."""
         if limit := self.config.train.shift:
             images = self.world_model.interface.images
             moved = {name: shifted(x, limit) if name in images else x for name, x in batch.obs.items()}
@@ -177,21 +185,24 @@ class Learner:
         descent = self._descent(batch)
         self.world_model.eval()
         assert descent.z is not None
+        assert descent.d is not None
         losses = self._step("world_model", self.world_model, descent)
         if frames is not None:
             model = self.world_model
             with torch.no_grad(), self.world_model.autocast(), fresh_statistics(model):
                 model.encode(frames)
-        return losses, descent.z
+        return losses, descent.z, descent.d
 
-    def _differentiated(self, evaluate: Callable[[Batch], tuple[dict[str, Tensor], Tensor]], batch: Batch) -> Descent:
+    def _differentiated(
+        self, evaluate: Callable[[Batch], tuple[dict[str, Tensor], Tensor, Tensor]], batch: Batch
+    ) -> Descent:
         """Losses and gradients of the world model by its `evaluate`."""
         self._optimizers["world_model"].zero_grad()
         with self.world_model.autocast():
-            losses, z = evaluate(batch)
+            losses, z, d = evaluate(batch)
         losses["loss"].backward()
         losses = {name: value.detach() for name, value in losses.items()}
-        return Descent(losses, [p.grad for p in self.world_model.parameters()], z)
+        return Descent(losses, [p.grad for p in self.world_model.parameters()], z, d)
 
     def update_agent(self, context: Batch) -> dict[str, Tensor]:
         """One step of actor and critic on trajectories imagined from the last steps of `context`."""
@@ -200,11 +211,11 @@ class Learner:
             start = model.recall(model.sample(model.encode(context.obs)), context.action, context.is_first)
         return self._update_agent(start)
 
-    def _update_agent(self, start: Belief) -> dict[str, Tensor]:
-        """One step of actor and critic on trajectories imagined from `start`."""
+    def _update_agent(self, start: Belief, replayed: Replayed | None = None) -> dict[str, Tensor]:
+        """One step of actor and critic on trajectories imagined from `start`; of the critic on `replayed` ones, too."""
         with self.world_model.autocast():
             trajectory = self.imagine(start)
-            targets, watched = self._targets(trajectory)
+            targets, watched = self._targets(trajectory, replayed)
         losses = self._descend_ppo(targets) if self.config.agent.policy == "ppo" else self._descend(targets)
         self.agent.update_slow_critic()
         self.agent.observe_features(trajectory.features[:, :-1])
