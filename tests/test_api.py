@@ -653,9 +653,25 @@ def test_a_refused_resume_leaves_the_run_as_it_is(tmp_path: Path) -> None:
     before = (path / "config.json").read_text()
     with locked(path), pytest.raises(ValueError, match="is training in this folder"):
         drama.train("CartPole-v1", run=path, steps=999, resume=True, progress=False)
+    with locked(path), pytest.raises(ValueError, match="is training in this folder"):
+        Trainer.resume(path)  # before it reads a checkpoint, which the other may remove
     with pytest.raises(ValueError, match=r"steps: .* has gone to step 80 already, which is more than 70"):
         Trainer.resume(path, steps=70)
     assert (path / "config.json").read_text() == before
+
+
+def test_a_run_that_was_trained_on_since_it_was_read_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    quickly("CartPole-v1", path, steps=80)
+    first, second = Trainer.resume(path, steps=120), Trainer.resume(path, steps=100)
+    assert first.train()
+    before = (path / "metrics.jsonl").read_text()
+    with pytest.raises(
+        ValueError, match="another process has trained it to step 120 since this one read it at step 80"
+    ):
+        second.train()
+    assert (path / "metrics.jsonl").read_text() == before
+    assert json.loads((path / "config.json").read_text())["steps"] == 120
 
 
 def test_a_failure_at_a_checkpoint_can_be_gone_on_from(tmp_path: Path) -> None:

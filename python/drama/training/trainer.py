@@ -115,6 +115,7 @@ class Trainer:
         except BaseException:
             envs.close()
             raise
+        self._checkpoint = None if folder is None else folder.name  # the checkpoint that is this process's own
         self._changed = not resume
         if not resume:
             self.run.mkdir(parents=True)
@@ -138,8 +139,10 @@ class Trainer:
             raise ValueError(f"{run}: an export has no optimizers and no replay to go on with; resume the run it is of")
         if steps is not None:
             config = dataclasses.replace(config, steps=steps)
-        trainer = Trainer(config, run, callbacks=callbacks, resume=True)
+        with locked(run):  # whoever trains it removes old checkpoints
+            trainer = Trainer(config, run, callbacks=callbacks, resume=True)
         if steps is not None and steps < trainer.step:
+            trainer._collector.close()
             raise ValueError(f"steps: {run} has gone to step {trainer.step} already, which is more than {steps}")
         trainer._changed = config != before
         if (rows := trainer.replay.capacity) < min(config.steps, config.train.replay_capacity):
@@ -153,6 +156,7 @@ class Trainer:
             True if it finished.
 
         Raises:
+            ValueError: another process trains in the folder, or has since this one read it.
             EnvFailed: an environment raised something, or gave what cannot be learned from; a checkpoint was saved.
             FloatingPointError: a loss or a weight is not finite.
             OSError: a file cannot be written.
@@ -162,6 +166,7 @@ class Trainer:
         try:
             with locked(self.run), self._stoppable():
                 try:
+                    self._check_checkpoint()
                     if self._changed:  # only now that the folder is this process's
                         self._write_config()
                     self._callbacks.start(self)
@@ -179,6 +184,16 @@ class Trainer:
         finally:
             self._callbacks.end(self, error)
         return self.step >= self.config.steps
+
+    def _check_checkpoint(self) -> None:
+        """Raise ValueError where somebody else has trained the run since it was read."""
+        there = checkpoint.list_checkpoints(self.run)
+        if there and there[-1].name != self._checkpoint:
+            step = int(there[-1].name.removeprefix("step-"))
+            raise ValueError(
+                f"{self.run}: another process has trained it to step {step:,} since this one read it at step"
+                f" {self.step:,}; {hints.resume(self.run)} goes on from there"
+            )
 
     def stop(self) -> None:
         """End the run after the present step, with a checkpoint."""
@@ -212,6 +227,7 @@ class Trainer:
             self.replay,
             replace=broken,
         )
+        self._checkpoint = path.name
         self._saved = (time.perf_counter(), time.perf_counter() - began)
         self._callbacks.tell("checkpoint", self, path)
         return path
