@@ -19,6 +19,7 @@ import torch
 from drama import __version__
 from drama.cli import main
 from drama.config import PRESETS, Config, EnvConfig, LatentConfig, preset
+from drama.training import checkpoint
 from drama.training.learner import Learner
 from drama.training.trainer import Trainer
 from helpers import frames
@@ -194,6 +195,12 @@ def test_an_unreadable_checkpoint_is_named(
     assert code == 2
     assert str(state) in err
     assert said in err
+
+
+def test_a_checkpoint_that_a_run_removes_meanwhile_is_told_of(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints" / "step-000000060"
+    with pytest.raises(ValueError, match=rf"{folder}: the run has gone on and removed this checkpoint; try again"):
+        checkpoint.load_state(folder, torch.device("cpu"))
 
 
 def test_a_damaged_replay_is_named(drama: Run, pong_run: Path, tmp_path: Path) -> None:

@@ -101,6 +101,8 @@ def load_state(folder: Path, device: torch.device) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         _check_tensors(state)
     except FileNotFoundError:
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: the run has gone on and removed this checkpoint; try again") from None
         raise ValueError(f"{path}: the checkpoint lacks this file") from None
     except (
         *(OSError, RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, MemoryError),
