@@ -8,7 +8,7 @@ Beside it stand random play and agents of Stable-Baselines3 after as many enviro
 their defaults, but for what a few thousand steps need. A task is passed by a seed whose mean return is at least the
 bound. `--tasks`, `--seeds` and `--agents` choose what runs; the agents named after a choice of the method differ from
 `ours` in that alone. `--results FILE` keeps every seed as a line of JSON and does not run again what FILE holds for the
-same configuration. The intervals are Student's, 95 %, over the seeds.
+same configuration; its lines of other ones stay. The intervals are Student's, 95 %, over the seeds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from drama.config import Config, preset, with_options
+from drama.config import Config, flat, preset, with_options
 from drama.envs import env_maker, make_env, read_interface
 from drama.results.evaluation import evaluate
 from drama.training.trainer import Trainer
@@ -197,9 +197,11 @@ class Result:
 
 
 def fingerprint(task: Task, seed: int, agent: str) -> str:
-    """A short hash of the configuration that a run has."""
-    config = task.config(seed, **CHOICES.get(agent, {}))
-    return hashlib.sha256(config.to_json().encode()).hexdigest()[:12]
+    """A short hash of what the configuration of a run has other than the defaults: a new option changes none."""
+    plain = flat(Config())
+    own = flat(task.config(seed, **CHOICES.get(agent, {})))
+    changed = {name: value for name, value in sorted(own.items()) if value != plain[name]}
+    return hashlib.sha256(json.dumps(changed).encode()).hexdigest()[:12]
 
 
 def measure(

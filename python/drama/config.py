@@ -437,7 +437,7 @@ class Config(_Plain):
             ),
             f"agent.replay_value_scale: {self.agent.replay_value_scale} has no sequences to learn of with"
             f" train.imagine_from {t.imagine_from!r}, which must be 'batch'": (
-                self.agent.replay_value_scale == 0 or t.imagine_from == "batch"
+                self.agent.replay_value_scale <= 0 or t.imagine_from == "batch"
             ),
             f"agent.unimix: {self.agent.unimix} must be at least 0 and below 1": 0 <= self.agent.unimix < 1,
             f"train.batch_length: {t.batch_length} must be at least train.context = {t.context}, as imaginations start"
